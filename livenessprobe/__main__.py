@@ -1,0 +1,84 @@
+"""The command: reads the command line and ends the process; nothing else in the package exits."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from livenessprobe import __version__, config, goflags, log
+from livenessprobe.config import Exit
+
+_logger = logging.getLogger("livenessprobe.__main__")
+
+
+def main() -> NoReturn:
+    """Run the program on sys.argv and end the process with its exit code."""
+    # Until there are handlers: as PID 1, a signal with the default action would be lost, and elsewhere it would kill.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    _open_standard_descriptors()
+    code = run(sys.argv[1:])
+    # Not sys.exit(): the interpreter's own end waits for or races with threads that may hang in a call to the driver.
+    os._exit(code)
+
+
+def run(arguments: Sequence[str]) -> Exit:
+    """Do what the command line asks for; return the exit code."""
+    try:
+        parsed = config.parse(arguments)
+    except goflags.HelpRequested:
+        _print(2, goflags.usage("livenessprobe", config.FLAGS))
+        return Exit.OK
+    except goflags.FlagError as error:
+        _print(2, f"{error}\n{goflags.usage('livenessprobe', config.FLAGS)}")
+        return Exit.FLAGS
+    except config.ConfigError as error:
+        log.setup(0, (), json_lines=False)
+        return _refuse(error)
+    if parsed.version:
+        from livenessprobe.driver import GRPC_VERSION
+
+        _print(1, f"livenessprobe {__version__} (Python {sys.version.split()[0]}, grpcio {GRPC_VERSION})\n")
+        return Exit.OK
+    log.setup(parsed.verbosity, parsed.vmodule, parsed.json_logs)
+    for message, flag in parsed.warnings:
+        _logger.warning(message, {"flag": flag})
+    try:
+        if parsed.once:
+            from livenessprobe.once import once
+
+            return once(parsed)
+        from livenessprobe.app import serve
+
+        return serve(parsed)
+    except config.ConfigError as error:
+        return _refuse(error)
+    except Exception as error:
+        _logger.critical("Unexpected error, please report it", {"err": repr(error)}, exc_info=False)
+        return Exit.CONFIGURATION
+
+
+def _refuse(error: config.ConfigError) -> Exit:
+    _logger.error("Bad configuration", {"err": error.reason, "flag": error.flag, "value": error.value})
+    return Exit.CONFIGURATION
+
+
+def _print(descriptor: int, text: str) -> None:
+    with suppress(OSError):  # nobody reads
+        while text:
+            text = text[os.write(descriptor, text.encode(errors="backslashreplace")) :]
+
+
+def _open_standard_descriptors() -> None:
+    """Make sure that 0 to 2 are open: else a socket would get such a number, and the log would be written into it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Wiring and lifecycle of the server: serve(config) returns an exit code. Decisions are health's, effects are here."""
+
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from livenessprobe import health
+from livenessprobe.config import Config, ConfigError, Endpoint, Exit
+from livenessprobe.exchange import Reply, Response, Route
+from livenessprobe.health import Change, Checked, Checks, History, Outcome, Verdict
+from livenessprobe.naming import Naming
+from livenessprobe.quoting import printable
+from livenessprobe.web import Listener, Server
+
+if (
+    TYPE_CHECKING
+):  # grpc and prometheus_client cost time and memory: loaded after binding, and only where needed
+    from livenessprobe.driver import Driver
+    from livenessprobe.metrics import Metrics
+
+DRAIN_SECONDS = 0.5
+
+_logger = logging.getLogger(__name__)
+
+
+def serve(config: Config) -> Exit:
+    """Serve health (and metrics) until SIGTERM or SIGINT; raises ConfigError where it cannot listen."""
+    service = Service(config)
+    server = Server(*service.listen())
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        signal.signal(number, lambda *_: server.stop())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    service.start(server.stop)
+    server.run()
+    _logger.info("Stopping")
+    service.close()
+    server.drain(DRAIN_SECONDS)
+    return service.exit
+
+
+class Service:
+    """One driver's checks, their log and metrics, and the routes that offer them."""
+
+    def __init__(self, config: Config) -> None:
+        self.exit = Exit.OK
+        self._config = config
+        self._patience = health.served(config.connection_timeout, config.probe_timeout)
+        self._stopping = threading.Event()
+        self._history = History()
+        self._checks = Checks(self._check, self._log, self._count, self._hear_of_driver)
+        self._driver: Driver | None = None
+        self._naming: Naming | None = None
+        self._metrics: Metrics | None = None
+
+    def listen(self) -> list[Listener]:
+        """Bind every address; raises ConfigError that names the flag."""
+        routes: dict[str, Route] = {
+            "/healthz": self._health_route(Outcome.HEALTHY),
+            "/livez": self._health_route(Outcome.HEALTHY, Outcome.NOT_READY),
+            "/readyz": self._health_route(Outcome.HEALTHY),
+        }
+        metrics_routes: dict[str, Route] = {self._config.metrics_path: self._metrics_route}
+        if self._config.metrics == self._config.health:
+            listeners = [_listener(self._config.health, routes | metrics_routes)]
+        else:
+            listeners = [_listener(self._config.health, routes)]
+            if self._config.metrics is not None:
+                listeners.append(_listener(self._config.metrics, metrics_routes))
+        for listener in listeners:
+            _logger.info("Serving", {"address": listener.address, "paths": " ".join(listener.routes)})
+        return listeners
+
+    def start(self, fail: Callable[[], None]) -> None:
+        """Begin to check on a thread of its own; fail is called where that cannot go on."""
+        if self._config.metrics is not None:
+            from livenessprobe.metrics import Metrics
+
+            self._metrics = Metrics()
+        threading.Thread(target=self._run, args=(fail,), name="checks", daemon=True).start()
+
+    def close(self) -> None:
+        """End the check in flight, and let no new one begin."""
+        self._stopping.set()
+        self._checks.close()
+        if self._naming is not None:
+            self._naming.close()
+        if self._driver is not None:
+            self._driver.close()
+
+    def _run(self, fail: Callable[[], None]) -> None:
+        try:
+            from livenessprobe.driver import GRPC_VERSION, Driver
+
+            if self._metrics is not None:
+                self._metrics.show_build(GRPC_VERSION)
+            self._driver = Driver(self._config.csi_address, self._config.socket_path, self._count_call)
+            self._naming = Naming(self._driver, self._config.probe_timeout, self._set_name)
+            threading.Thread(target=self._naming.run, name="naming", daemon=True).start()
+            self._checks.run()
+        except Exception as error:
+            _logger.critical("Cannot check", {"err": repr(error)})
+            self.exit = Exit.CONFIGURATION
+            fail()
+
+    def _check(self) -> Verdict:
+        assert self._driver is not None
+        return health.check(self._driver.attempt, self._patience, time.monotonic, self._stopping.wait)
+
+    def _health_route(self, *good: Outcome) -> Route:
+        def route(reply: Reply) -> None:
+            def answer(verdict: Verdict) -> None:
+                status = HTTPStatus.OK if verdict.outcome in good else HTTPStatus.INTERNAL_SERVER_ERROR
+                reply(Response(status, printable(verdict.text).encode()))
+
+            self._checks.ask(answer)
+
+        return route
+
+    def _metrics_route(self, reply: Reply) -> None:
+        from livenessprobe.metrics import CONTENT_TYPE
+
+        assert self._metrics is not None
+        reply(Response(HTTPStatus.OK, self._metrics.render(), CONTENT_TYPE))
+
+    def _set_name(self, name: str) -> None:
+        if self._metrics is not None:
+            self._metrics.driver_name = name
+
+    def _count_call(self, method: str, code: str, seconds: float) -> None:
+        if self._metrics is not None:
+            self._metrics.call(method, code, seconds)
+
+    def _count(self, checked: Checked) -> None:
+        if self._metrics is not None:
+            outcome = checked.verdict.outcome
+            self._metrics.check(
+                outcome is Outcome.HEALTHY, outcome.value, checked.verdict.reason, checked.answers
+            )
+
+    def _hear_of_driver(self, checked: Checked) -> None:
+        if self._naming is not None and checked.verdict.outcome is not Outcome.UNREACHABLE:
+            self._naming.reached()
+
+    def _log(self, checked: Checked) -> None:
+        change = self._history.add(checked.verdict, time.monotonic())
+        if change is not None and not self._stopping.is_set():
+            log_change(change)
+
+
+def log_change(change: Change) -> None:
+    """Write the line that a change is worth."""
+    values: dict[str, object] = {}
+    if change.repeated or change.verdict.outcome is Outcome.HEALTHY:
+        values = {"failures": change.failures, "lasted": f"{change.seconds:.1f}s"}
+    if change.verdict.outcome is not Outcome.HEALTHY:
+        _logger.error("CSI driver is not healthy", {"err": change.verdict.text, **values})
+    elif change.failures:
+        _logger.info("CSI driver is healthy again", values)
+    else:
+        _logger.info("CSI driver is healthy")
+
+
+def _listener(endpoint: Endpoint, routes: Mapping[str, Route]) -> Listener:
+    try:
+        return Listener(endpoint.host, endpoint.port, routes)
+    except socket.gaierror as error:
+        raise ConfigError(
+            endpoint.flag, endpoint.value, f"cannot resolve the host: {str(error.strerror).lower()}"
+        ) from None
+    except (OSError, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise ConfigError(endpoint.flag, endpoint.value, f"cannot listen: {reason}") from None

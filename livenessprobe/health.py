@@ -1,0 +1,194 @@
+"""The rules of a check, pure: no I/O, no clock of its own; the driver, time and observers are parameters."""
+
+import enum
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from livenessprobe.quoting import cut
+
+RETRY_SECONDS = 0.1
+_FIRST_REMINDER_SECONDS = 10.0
+_LONGEST_REMINDER_SECONDS = 3600.0
+
+
+class Outcome(enum.Enum):
+    """What a check found; the values name it in metrics and logs."""
+
+    HEALTHY = "healthy"
+    NOT_READY = "not_ready"  # alive and initializing, by the CSI specification's ProbeResponse.ready
+    FAILED = "failed"  # the Probe call failed or was not answered in time
+    UNREACHABLE = "unreachable"  # there was no connection to call over
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result of one check."""
+
+    outcome: Outcome
+    reason: str
+    """Few words from a small set: a gRPC code, or the system's words."""
+    text: str
+    """For people: `ok`, or what is wrong. May hold the driver's text: at most 4 KiB, not yet made printable."""
+    may_heal: bool = False
+    """Whether trying again within the same check makes sense: the socket is missing, or refuses."""
+
+
+HEALTHY = Verdict(Outcome.HEALTHY, "OK", "ok")
+NOT_READY = Verdict(Outcome.NOT_READY, "not ready", "driver responded but is not ready")
+
+
+def failed(code: str, message: str) -> Verdict:
+    """Say that the Probe call failed, in the words of Go's gRPC; code is a gRPC code's name as in Go."""
+    return Verdict(Outcome.FAILED, code, cut(f"rpc error: code = {code} desc = {message}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a check may take, in seconds."""
+
+    connect: float
+    """To go on retrying a socket that is missing or refuses."""
+    answer: float
+    """For one attempt to connect and get the answer."""
+    total: float
+    """For the whole check."""
+
+
+def served(connection_timeout: float, probe_timeout: float) -> Patience:
+    """Give the patience of a served check: the answer is out some 50 ms before probe_timeout.
+
+    In the field the kubelet's own timeout often equals probe_timeout, and the answer with the reason must win.
+    """
+    total = probe_timeout - min(0.05, probe_timeout / 4)
+    return Patience(connect=min(connection_timeout, total), answer=total, total=total)
+
+
+def one_shot(connection_timeout: float, probe_timeout: float) -> Patience:
+    """Give the patience of --once: first for the socket, then for the answer."""
+    return Patience(
+        connect=connection_timeout, answer=probe_timeout, total=connection_timeout + probe_timeout
+    )
+
+
+def check(
+    attempt: Callable[[float], Verdict],
+    patience: Patience,
+    clock: Callable[[], float],
+    pause: Callable[[float], bool],
+    waiting: Callable[[Verdict], None] = lambda verdict: None,
+) -> Verdict:
+    """Attempt to probe the driver until there is a verdict that waiting would not change, or patience ends.
+
+    attempt gets the seconds it may take; pause sleeps and returns True where the program is stopping; waiting sees the
+    verdict of every attempt that is about to be repeated.
+    """
+    start = clock()
+    while True:
+        verdict = attempt(min(patience.answer, start + patience.total - clock()))
+        left = start + patience.connect - clock()
+        if not verdict.may_heal or left <= 0:
+            return verdict
+        waiting(verdict)
+        if pause(min(RETRY_SECONDS, left)):
+            return verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A check that has ended, as observers see it."""
+
+    verdict: Verdict
+    answers: int
+    """Requests that shared the verdict; at least 1."""
+
+
+class Checks:
+    """Runs one check at a time, on the thread in run(); requests that come during a check share its verdict."""
+
+    def __init__(self, check: Callable[[], Verdict], *observers: Callable[[Checked], None]) -> None:
+        self._check, self._observers = check, observers
+        self._changed = threading.Condition()
+        self._waiting: list[Callable[[Verdict], None]] = []
+        self._closed = False
+
+    def ask(self, answer: Callable[[Verdict], None]) -> None:
+        """Have answer called with the verdict of the check in flight, or else of a new one; from any thread.
+
+        answer is called on the thread in run() (after close(): on the caller's), must not block and must not raise.
+        """
+        with self._changed:
+            closed = self._closed
+            if not closed:
+                self._waiting.append(answer)
+                self._changed.notify()
+        if closed:
+            answer(failed("Canceled", "the liveness probe is stopping"))
+
+    def run(self) -> None:
+        """Check whenever asked, until close()."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+            try:
+                verdict = self._check()
+            except Exception as error:  # a defect of ours must not silence the probe
+                verdict = failed("Internal", f"the liveness probe itself failed: {error!r}")
+            # From here on the check has ended: who asks now waits for the next one.
+            with self._changed:
+                answers, self._waiting = self._waiting, []
+            for answer in answers:
+                answer(verdict)
+            for observe in self._observers:
+                observe(Checked(verdict, len(answers)))
+
+    def close(self) -> None:
+        """Let run() return once the check in flight has been answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something in a row of verdicts that is worth a line in the log."""
+
+    verdict: Verdict
+    failures: int
+    """Checks in a row that were not healthy; at recovery: that had not been."""
+    seconds: float
+    """How long that has lasted."""
+    repeated: bool = False
+    """Whether this only reminds of what was said before."""
+
+
+class History:
+    """Finds the changes in a row of verdicts: new states and reasons at once, the same again at growing intervals."""
+
+    def __init__(self) -> None:
+        self._last: Verdict | None = None
+        self._failures = 0
+        self._since = self._remind_at = self._interval = 0.0
+
+    def add(self, verdict: Verdict, now: float) -> Change | None:
+        """Take the next verdict, now in seconds of a monotonic clock; return what is worth saying, if anything."""
+        last, self._last = self._last, verdict
+        if verdict.outcome is Outcome.HEALTHY:
+            if last is not None and last.outcome is Outcome.HEALTHY:
+                return None
+            change = Change(verdict, self._failures, now - self._since if self._failures else 0.0)
+            self._failures = 0
+            return change
+        if not self._failures:
+            self._since = now
+        self._failures += 1
+        repeated = last is not None and (last.outcome, last.text) == (verdict.outcome, verdict.text)
+        if repeated and now < self._remind_at:
+            return None
+        self._interval = (
+            min(self._interval * 2, _LONGEST_REMINDER_SECONDS) if repeated else _FIRST_REMINDER_SECONDS
+        )
+        self._remind_at = now + self._interval
+        return Change(verdict, self._failures, now - self._since, repeated)

@@ -1,0 +1,101 @@
+"""What is measured, in Prometheus' terms, on a registry of our own. The only importer of prometheus_client."""
+
+import platform
+import time
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from livenessprobe import __version__
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+UNKNOWN_DRIVER = "unknown-driver"
+
+# Seconds; the buckets that dashboards made for the CSI sidecars rely on.
+_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
+
+
+class Metrics:
+    """All series of one process. Methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.driver_name = UNKNOWN_DRIVER
+        """The driver's name once it is known; a label of the calls from then on."""
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._operations = Histogram(
+            "csi_sidecar_operations_seconds",
+            "Duration of gRPC calls to the CSI driver, by driver, method and resulting code.",
+            ("driver_name", "method_name", "grpc_status_code"),
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        # Registered with the first verdict: before it, 0 would be a lie.
+        self._up = Gauge(
+            "csi_liveness_up",
+            "Whether the last check found the driver healthy (1) or not (0).",
+            registry=None,
+        )
+        self._last_success = Gauge(
+            "csi_liveness_last_success_timestamp_seconds",
+            "When a check last found the driver healthy, Unix time.",
+            registry=None,
+        )
+        self._failures = Gauge(
+            "csi_liveness_consecutive_failures",
+            "Checks since the driver was last found healthy.",
+            registry=self._registry,
+        )
+        self._checks = Counter(
+            "csi_liveness_checks_total",
+            "Checks by result (healthy, not_ready, failed, unreachable) and reason (a gRPC code, or the system's words).",
+            ("result", "reason"),
+            registry=self._registry,
+        )
+        self._shared = Counter(
+            "csi_liveness_checks_shared_total",
+            "Requests answered with the verdict of a check that another request had begun.",
+            registry=self._registry,
+        )
+        self._seen: set[Gauge] = set()
+
+    def show_build(self, grpc_version: str) -> None:
+        """Show which versions run; once."""
+        names = ("version", "python_version", "grpcio_version")
+        build = Gauge(
+            "csi_liveness_build_info", "Always 1; the labels are versions.", names, registry=self._registry
+        )
+        build.labels(__version__, platform.python_version(), grpc_version).set(1)
+
+    def call(self, method: str, code: str, seconds: float) -> None:
+        """Count a gRPC call: its full method name, its code named as in Go, and how long it took."""
+        self._operations.labels(self.driver_name, method, code).observe(seconds)
+
+    def check(self, healthy: bool, result: str, reason: str, answers: int) -> None:
+        """Count a check and the requests that shared it; reason must be one of few."""
+        self._checks.labels(result, reason).inc()
+        self._shared.inc(answers - 1)
+        self._show(self._up, float(healthy))
+        if healthy:
+            self._failures.set(0)
+            self._show(self._last_success, time.time())
+        else:
+            self._failures.inc()
+
+    def render(self) -> bytes:
+        """Return all series in Prometheus' text format, as CONTENT_TYPE says."""
+        return generate_latest(self._registry)
+
+    def _show(self, gauge: Gauge, value: float) -> None:
+        gauge.set(value)
+        if gauge not in self._seen:
+            self._seen.add(gauge)
+            self._registry.register(gauge)

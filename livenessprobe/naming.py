@@ -1,0 +1,58 @@
+"""Learning the driver's name in the background; imports no sibling, and the driver is a parameter."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+LONGEST_DELAY = 60.0  # seconds between attempts
+
+_logger = logging.getLogger(__name__)
+
+
+class Driver(Protocol):
+    """What is asked of the driver."""
+
+    def name(self, timeout: float) -> tuple[str, str]:
+        """Return its name and "", or "" and what went wrong ("" as well where there was no connection)."""
+
+    def identity(self) -> object:
+        """Return a value that differs once another driver may be behind the address."""
+
+
+class Naming:
+    """Asks a driver for its name until it says it, and again whenever there may be another driver."""
+
+    def __init__(self, driver: Driver, timeout: float, learnt: Callable[[str], None]) -> None:
+        """Take the seconds one attempt may take, and who is told a name that is new."""
+        self._driver, self._timeout, self._learnt = driver, timeout, learnt
+        self._ask = threading.Event()
+        self._asked: object = None
+        self._stopping = False
+
+    def reached(self) -> None:
+        """Hear that a check reached the driver: where it may be another one, its name is asked without delay."""
+        if self._driver.identity() != self._asked:
+            self._ask.set()
+
+    def close(self) -> None:
+        """Let run() return, once the attempt under way has ended."""
+        self._stopping = True
+        self._ask.set()
+
+    def run(self) -> None:
+        """Learn names until close()."""
+        known = said = ""
+        delay = 1.0
+        while not self._stopping:
+            self._ask.clear()
+            self._asked = self._driver.identity()
+            name, problem = self._driver.name(self._timeout)
+            if problem not in ("", said) and not self._stopping:
+                _logger.warning("Cannot learn the CSI driver's name", {"reason": problem})
+            said = problem
+            if name not in ("", known):
+                known = name
+                _logger.info("Learnt the CSI driver's name", {"driver": name})
+                self._learnt(name)
+            delay = 1.0 if self._ask.wait(None if name else delay) else min(delay * 2, LONGEST_DELAY)

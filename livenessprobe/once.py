@@ -1,0 +1,83 @@
+"""--once: one check, one line on standard output, one exit code. Never imports the HTTP server."""
+
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from livenessprobe import health
+from livenessprobe.config import Config, Exit
+from livenessprobe.health import Outcome, Verdict
+from livenessprobe.quoting import printable
+
+_SAY_WAITING_SECONDS = 10.0
+_SAY_WAITING_ON_TERMINAL_SECONDS = 0.3
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_EXITS = {
+    Outcome.HEALTHY: Exit.OK,
+    Outcome.NOT_READY: Exit.NOT_READY,
+    Outcome.FAILED: Exit.FAILED,
+    Outcome.UNREACHABLE: Exit.UNREACHABLE,
+}
+
+
+def once(config: Config) -> Exit:
+    """Check once; print the verdict, and return what it means. On SIGTERM or SIGINT the verdict is the one so far."""
+    verdicts: list[Verdict] = []
+    woken, wake_up = socket.socketpair()
+    wake_up.setblocking(False)
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(wake_up.fileno())  # a signal's number arrives at the other end
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(
+        target=_check, args=(config, verdicts.append, lambda: wake_up.send(b"\0")), daemon=True
+    ).start()
+    caught = _wait(woken, time.monotonic(), config, verdicts)
+    if caught:
+        name = signal.Signals(caught).name
+        unreachable = verdicts and verdicts[-1].outcome is Outcome.UNREACHABLE
+        verdict = verdicts[-1] if unreachable else health.failed("Canceled", f"interrupted by {name}")
+    else:
+        verdict = verdicts[-1]
+    with suppress(OSError):  # nobody reads: the exit code still tells
+        os.write(1, (printable(verdict.text) + "\n").encode())
+    return _EXITS[verdict.outcome]
+
+
+def _check(config: Config, tell: Callable[[Verdict], None], done: Callable[[], object]) -> None:
+    try:
+        from livenessprobe.driver import Driver
+
+        driver = Driver(config.csi_address, config.socket_path)
+        patience = health.one_shot(config.connection_timeout, config.probe_timeout)
+        tell(health.check(driver.attempt, patience, time.monotonic, _pause, waiting=tell))
+    except Exception as error:
+        tell(health.failed("Internal", f"the liveness probe itself failed: {error!r}"))
+    done()
+
+
+def _pause(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _wait(woken: socket.socket, start: float, config: Config, verdicts: list[Verdict]) -> int:
+    """Wait for the check (return 0) or a signal (return its number); say now and then what for."""
+    said_after = _SAY_WAITING_ON_TERMINAL_SECONDS if os.isatty(2) else _SAY_WAITING_SECONDS
+    while not select.select([woken], [], [], said_after)[0]:
+        said_after = _SAY_WAITING_SECONDS
+        logging.getLogger(__name__).info(
+            "Waiting for the CSI driver",
+            {
+                "for": verdicts[-1].text if verdicts else "its answer to Probe",
+                "address": config.csi_address,
+                "waited": f"{time.monotonic() - start:.0f}s",
+            },
+        )
+    return woken.recv(1)[0]
