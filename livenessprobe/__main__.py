@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from livenessprobe import __version__, config, goflags, log
+from livenessprobe import __version__, config, goflags, late, log
 from livenessprobe.config import Exit
 
 _logger = logging.getLogger("livenessprobe.__main__")
@@ -19,6 +19,7 @@ def main() -> NoReturn:
     # Until there are handlers: as PID 1, a signal with the default action would be lost, and elsewhere it would kill.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     _open_standard_descriptors()
+    late.postpone(late.UNUSED)
     code = run(sys.argv[1:])
     # Not sys.exit(): the interpreter's own end waits for or races with threads that may hang in a call to the driver.
     os._exit(code)
@@ -35,7 +36,7 @@ def run(arguments: Sequence[str]) -> Exit:
         _print(2, f"{error}\n{goflags.usage('livenessprobe', config.FLAGS)}")
         return Exit.FLAGS
     except config.ConfigError as error:
-        log.setup(0, (), json_lines=False)
+        log.setup(0, (), config.wants_json(arguments))
         return _refuse(error)
     if parsed.version:
         from livenessprobe.driver import GRPC_VERSION
@@ -66,9 +67,10 @@ def _refuse(error: config.ConfigError) -> Exit:
 
 
 def _print(descriptor: int, text: str) -> None:
+    data = text.encode(errors="backslashreplace")
     with suppress(OSError):  # nobody reads
-        while text:
-            text = text[os.write(descriptor, text.encode(errors="backslashreplace")) :]
+        while data:
+            data = data[os.write(descriptor, data) :]
 
 
 def _open_standard_descriptors() -> None:

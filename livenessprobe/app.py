@@ -17,13 +17,13 @@ from livenessprobe.naming import Naming
 from livenessprobe.quoting import printable
 from livenessprobe.web import Listener, Server
 
-if (
-    TYPE_CHECKING
-):  # grpc and prometheus_client cost time and memory: loaded after binding, and only where needed
+# grpc and prometheus_client cost time and memory: loaded after binding, and only where needed.
+if TYPE_CHECKING:
     from livenessprobe.driver import Driver
     from livenessprobe.metrics import Metrics
 
 DRAIN_SECONDS = 0.5
+SHORTEST_CHECK_SECONDS = 0.1
 
 _logger = logging.getLogger(__name__)
 
@@ -53,10 +53,12 @@ class Service:
         self._patience = health.served(config.connection_timeout, config.probe_timeout)
         self._stopping = threading.Event()
         self._history = History()
-        self._checks = Checks(self._check, self._log, self._count, self._hear_of_driver)
+        self._checks = Checks(self._check, time.monotonic, self._log, self._count, self._hear_of_driver)
         self._driver: Driver | None = None
         self._naming: Naming | None = None
         self._metrics: Metrics | None = None
+        self._metrics_start = threading.Lock()
+        self._early_scrapes: list[Reply] = []
 
     def listen(self) -> list[Listener]:
         """Bind every address; raises ConfigError that names the flag."""
@@ -78,10 +80,6 @@ class Service:
 
     def start(self, fail: Callable[[], None]) -> None:
         """Begin to check on a thread of its own; fail is called where that cannot go on."""
-        if self._config.metrics is not None:
-            from livenessprobe.metrics import Metrics
-
-            self._metrics = Metrics()
         threading.Thread(target=self._run, args=(fail,), name="checks", daemon=True).start()
 
     def close(self) -> None:
@@ -97,10 +95,12 @@ class Service:
         try:
             from livenessprobe.driver import GRPC_VERSION, Driver
 
-            if self._metrics is not None:
-                self._metrics.show_build(GRPC_VERSION)
+            if self._config.metrics is not None:
+                self._start_metrics(GRPC_VERSION)
             self._driver = Driver(self._config.csi_address, self._config.socket_path, self._count_call)
             self._naming = Naming(self._driver, self._config.probe_timeout, self._set_name)
+            if self._stopping.is_set():  # close() came too early to see them
+                self.close()
             threading.Thread(target=self._naming.run, name="naming", daemon=True).start()
             self._checks.run()
         except Exception as error:
@@ -108,9 +108,12 @@ class Service:
             self.exit = Exit.CONFIGURATION
             fail()
 
-    def _check(self) -> Verdict:
+    def _check(self, asked: float) -> Verdict:
         assert self._driver is not None
-        return health.check(self._driver.attempt, self._patience, time.monotonic, self._stopping.wait)
+        # The first request may have waited for grpc to load; whatever that took, a check must be given a chance.
+        start = max(asked, time.monotonic() - max(0.0, self._patience.total - SHORTEST_CHECK_SECONDS))
+        pause = self._stopping.wait
+        return health.check(self._driver.attempt, self._patience, start, time.monotonic, pause)
 
     def _health_route(self, *good: Outcome) -> Route:
         def route(reply: Reply) -> None:
@@ -122,11 +125,22 @@ class Service:
 
         return route
 
-    def _metrics_route(self, reply: Reply) -> None:
-        from livenessprobe.metrics import CONTENT_TYPE
+    def _start_metrics(self, grpc_version: str) -> None:
+        from livenessprobe.metrics import Metrics
 
-        assert self._metrics is not None
-        reply(Response(HTTPStatus.OK, self._metrics.render(), CONTENT_TYPE))
+        metrics = Metrics(grpc_version)
+        with self._metrics_start:
+            self._metrics = metrics
+        for reply in self._early_scrapes:
+            _answer_scrape(metrics, reply)
+
+    def _metrics_route(self, reply: Reply) -> None:
+        with self._metrics_start:
+            metrics = self._metrics
+            if metrics is None:
+                self._early_scrapes.append(reply)
+                return
+        _answer_scrape(metrics, reply)
 
     def _set_name(self, name: str) -> None:
         if self._metrics is not None:
@@ -148,7 +162,7 @@ class Service:
             self._naming.reached()
 
     def _log(self, checked: Checked) -> None:
-        change = self._history.add(checked.verdict, time.monotonic())
+        change = self._history.add(checked.verdict, checked.asked, time.monotonic())
         if change is not None and not self._stopping.is_set():
             log_change(change)
 
@@ -164,6 +178,10 @@ def log_change(change: Change) -> None:
         _logger.info("CSI driver is healthy again", values)
     else:
         _logger.info("CSI driver is healthy")
+
+
+def _answer_scrape(metrics: "Metrics", reply: Reply) -> None:
+    reply(Response(HTTPStatus.OK, metrics.render(), metrics.content_type))
 
 
 def _listener(endpoint: Endpoint, routes: Mapping[str, Route]) -> Listener:

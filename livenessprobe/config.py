@@ -176,6 +176,11 @@ def parse(arguments: Sequence[str]) -> Config:
     )
 
 
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Say whether the log is to be JSON, for a command line whose syntax is right, but whose values may not be."""
+    return goflags.parse(arguments, FLAGS).get("logging-format") == "json"
+
+
 def _endpoints(values: Mapping[str, Any], given: Mapping[str, object]) -> tuple[Endpoint, Endpoint | None]:
     """Decide where health and metrics are served."""
     port = values["health-port"]

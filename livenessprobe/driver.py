@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import quote as percent_quote
+from urllib.parse import unquote
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes to standard error in a format of its own
 
@@ -54,6 +55,11 @@ _OPTIONS = (
 # How grpc's C core begins the message of a call for which it got no connection.
 _NO_CONNECTION = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
 _NOT_CONNECTED = "no connection"
+# The system's words, as they end such a message.
+_ERRORS = {
+    os.strerror(number): os.strerror(number).lower()
+    for number in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT)
+}
 _NOT_HTTP2 = "the peer does not speak HTTP/2"
 
 # A client's first bytes (RFC 9113, 3.4): the preface and an empty SETTINGS frame; the server answers with SETTINGS.
@@ -78,6 +84,8 @@ class Driver:
         self._address = address
         self._path = socket_path
         self._target = address if socket_path is None else "unix:" + percent_quote(os.fsencode(socket_path))
+        # As Go's client says; of itself the C core sends the escaped path, which strict servers refuse as malformed.
+        self._options = _OPTIONS + ((("grpc.default_authority", "localhost"),) if socket_path else ())
         self._observe = observe
         self._lock = threading.Lock()
         self._closed = False
@@ -91,9 +99,6 @@ class Driver:
         # While there was no connection, a plain one is tried first: far cheaper than a channel that fails.
         obstacle = None if self._was_reached else self._obstacle(deadline)
         verdict = obstacle or self._probe(deadline)
-        if verdict.reason in ("Unavailable", _NOT_CONNECTED, _NOT_HTTP2) and obstacle is None:
-            # Either the driver said so, or grpc got no connection: a plain one tells, with the system's reason.
-            verdict = self._obstacle(deadline) or verdict
         reached = verdict.outcome is not Outcome.UNREACHABLE and verdict.reason != "DeadlineExceeded"
         self._outages += self._was_reached and not reached
         self._was_reached = reached
@@ -109,7 +114,7 @@ class Driver:
         request = GetPluginInfoRequest().SerializeToString()
         code, message, reply = self._call(GET_PLUGIN_INFO, request, time.monotonic() + timeout)
         if reply is None:
-            return "", "" if message.startswith(_NO_CONNECTION) else health.failed(code, message).text
+            return "", "" if self._lacked_connection(code, message) else health.failed(code, message).text
         try:
             name = GetPluginInfoResponse.FromString(reply).name
         except DecodeError as error:
@@ -149,12 +154,9 @@ class Driver:
     def _probe(self, deadline: float) -> Verdict:
         code, message, reply = self._call(PROBE, ProbeRequest().SerializeToString(), deadline)
         if reply is None:
-            if code == "Unavailable" and message.startswith(_NO_CONNECTION):
-                if "Failed parsing HTTP/2" in message:
-                    return self._unreachable(_NOT_HTTP2)
-                return self._unreachable(
-                    _NOT_CONNECTED, f": {message.rpartition('last error: ')[2]}", may_heal=True
-                )
+            if self._lacked_connection(code, message):
+                # A plain connection tells why, in the system's words; where it finds nothing, all may be well by now.
+                return self._obstacle(deadline) or self._no_connection(message)
             return health.failed(code, message)
         try:
             ready = ProbeResponse.FromString(reply)
@@ -170,7 +172,7 @@ class Driver:
         logger.log(_CALLS, "Calling the CSI driver", {"method": method, "timeout": f"{timeout:.3f}s"})
         reply = None
         with (
-            grpc.insecure_channel(self._target, _OPTIONS) as channel,
+            grpc.insecure_channel(self._target, self._options) as channel,
             self._cancelled_by_close(channel.close),
         ):
             try:
@@ -179,17 +181,34 @@ class Driver:
                 code, message = "OK", ""
             except grpc.RpcError as error:
                 code, message = _CODE_NAMES[error.code()], error.details() or ""
+            except ValueError:  # close() was quicker than the call
+                code, message = "Canceled", "the liveness probe is stopping"
         seconds = time.monotonic() - start
         if code == "DeadlineExceeded" and seconds >= timeout - 0.01:  # our deadline, not the driver's word
-            message = f"no answer to {method} within {timeout:.3g}s"
+            message = f"no answer to {method} in time"  # a number would vary, a change in the log's eyes
         logger.log(
             _CALLS,
             "The CSI driver replied",
             {"method": method, "code": code, "message": message, "seconds": round(seconds, 6)},
         )
-        if reply is not None or not message.startswith(_NO_CONNECTION):
+        if reply is not None or not self._lacked_connection(code, message):
             self._observe(method, code, seconds)
         return code, message, reply
+
+    def _lacked_connection(self, code: str, message: str) -> bool:
+        """Tell whether grpc got no connection; a driver may report the same of a backend, at another address."""
+        return (
+            code == "Unavailable"
+            and message.startswith(_NO_CONNECTION)
+            and (self._path is None or f"unix:{self._path}:" in unquote(message, errors="surrogateescape"))
+        )
+
+    def _no_connection(self, message: str) -> Verdict:
+        """Say why grpc got no connection, in its own words."""
+        if "Failed parsing HTTP/2" in message:
+            return self._unreachable(_NOT_HTTP2)
+        reason = _ERRORS.get(message.rpartition(": ")[2], _NOT_CONNECTED)
+        return self._unreachable(reason, f" ({message.rpartition('last error: ')[2]})", may_heal=True)
 
     def _unreachable(self, reason: str, hint: str = "", may_heal: bool = False) -> Verdict:
         return Verdict(

@@ -9,6 +9,9 @@ from livenessprobe.quoting import printable, quote
 
 # Go keeps a duration as a signed 64-bit count of nanoseconds.
 _LONGEST_DURATION = (2**63 - 1) / 1e9
+# Unambiguous, so that a long argument takes time in proportion to its length.
+_NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_PART = rf"({_NUMBER})([^0-9.]+)"
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
@@ -51,11 +54,11 @@ def duration(text: str) -> float:
     unsigned = text[1:] if text[:1] in ("+", "-") else text
     if unsigned == "0":
         return 0.0
-    if re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", unsigned):
+    if re.fullmatch(_NUMBER, unsigned):
         raise ValueError(f"missing unit in duration: write {text}s for seconds, {text}ms for milliseconds")
-    parts = re.findall(r"([0-9]+\.?[0-9]*|\.[0-9]+)([^0-9.]+)", unsigned)
-    if not parts or "".join(number + unit for number, unit in parts) != unsigned:
+    if not re.fullmatch(f"(?:{_PART})+", unsigned):
         raise ValueError("not a duration: write a number with a unit, as in 300ms, 3s, 1m30s")
+    parts = re.findall(_PART, unsigned)
     for _, unit in parts:
         if unit not in _SECONDS:
             raise ValueError(f"unknown unit {quote(unit)} in duration: the units are ns, us, ms, s, m, h")

@@ -10,6 +10,9 @@ from livenessprobe.quoting import cut
 RETRY_SECONDS = 0.1
 _FIRST_REMINDER_SECONDS = 10.0
 _LONGEST_REMINDER_SECONDS = 3600.0
+_MOST_TEXTS = (
+    5  # that one reason may have in the log before more of them are no news: some texts vary with each call
+)
 
 
 class Outcome(enum.Enum):
@@ -74,16 +77,16 @@ def one_shot(connection_timeout: float, probe_timeout: float) -> Patience:
 def check(
     attempt: Callable[[float], Verdict],
     patience: Patience,
+    start: float,
     clock: Callable[[], float],
     pause: Callable[[float], bool],
     waiting: Callable[[Verdict], None] = lambda verdict: None,
 ) -> Verdict:
     """Attempt to probe the driver until there is a verdict that waiting would not change, or patience ends.
 
-    attempt gets the seconds it may take; pause sleeps and returns True where the program is stopping; waiting sees the
+    start is when, by the clock, somebody began to wait for it. attempt gets the seconds it may take; pause sleeps and returns True where the program is stopping; waiting sees the
     verdict of every attempt that is about to be repeated.
     """
-    start = clock()
     while True:
         verdict = attempt(min(patience.answer, start + patience.total - clock()))
         left = start + patience.connect - clock()
@@ -101,13 +104,22 @@ class Checked:
     verdict: Verdict
     answers: int
     """Requests that shared the verdict; at least 1."""
+    asked: float
+    """When, by the clock, the first of them arrived."""
 
 
 class Checks:
     """Runs one check at a time, on the thread in run(); requests that come during a check share its verdict."""
 
-    def __init__(self, check: Callable[[], Verdict], *observers: Callable[[Checked], None]) -> None:
-        self._check, self._observers = check, observers
+    def __init__(
+        self,
+        check: Callable[[float], Verdict],
+        clock: Callable[[], float],
+        *observers: Callable[[Checked], None],
+    ) -> None:
+        """Take what checks: it gets the moment, by the clock, when the first of the requests it is for arrived."""
+        self._check, self._clock, self._observers = check, clock, observers
+        self._asked = 0.0
         self._changed = threading.Condition()
         self._waiting: list[Callable[[Verdict], None]] = []
         self._closed = False
@@ -120,6 +132,8 @@ class Checks:
         with self._changed:
             closed = self._closed
             if not closed:
+                if not self._waiting:
+                    self._asked = self._clock()
                 self._waiting.append(answer)
                 self._changed.notify()
         if closed:
@@ -132,17 +146,20 @@ class Checks:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
+                asked = self._asked
             try:
-                verdict = self._check()
+                verdict = self._check(asked)
             except Exception as error:  # a defect of ours must not silence the probe
                 verdict = failed("Internal", f"the liveness probe itself failed: {error!r}")
             # From here on the check has ended: who asks now waits for the next one.
             with self._changed:
                 answers, self._waiting = self._waiting, []
-            for answer in answers:
-                answer(verdict)
-            for observe in self._observers:
-                observe(Checked(verdict, len(answers)))
+            try:  # first, so that who has the answer finds it counted
+                for observe in self._observers:
+                    observe(Checked(verdict, len(answers), asked))
+            finally:
+                for answer in answers:
+                    answer(verdict)
 
     def close(self) -> None:
         """Let run() return once the check in flight has been answered."""
@@ -159,7 +176,7 @@ class Change:
     failures: int
     """Checks in a row that were not healthy; at recovery: that had not been."""
     seconds: float
-    """How long that has lasted."""
+    """How long that has lasted, from the first of them being asked for."""
     repeated: bool = False
     """Whether this only reminds of what was said before."""
 
@@ -170,10 +187,11 @@ class History:
     def __init__(self) -> None:
         self._last: Verdict | None = None
         self._failures = 0
+        self._texts = 1
         self._since = self._remind_at = self._interval = 0.0
 
-    def add(self, verdict: Verdict, now: float) -> Change | None:
-        """Take the next verdict, now in seconds of a monotonic clock; return what is worth saying, if anything."""
+    def add(self, verdict: Verdict, asked: float, now: float) -> Change | None:
+        """Take the next verdict, asked for and found at moments of a monotonic clock; return what is worth saying."""
         last, self._last = self._last, verdict
         if verdict.outcome is Outcome.HEALTHY:
             if last is not None and last.outcome is Outcome.HEALTHY:
@@ -182,9 +200,9 @@ class History:
             self._failures = 0
             return change
         if not self._failures:
-            self._since = now
+            self._since = asked
         self._failures += 1
-        repeated = last is not None and (last.outcome, last.text) == (verdict.outcome, verdict.text)
+        repeated = last is not None and self._is_same(last, verdict)
         if repeated and now < self._remind_at:
             return None
         self._interval = (
@@ -192,3 +210,10 @@ class History:
         )
         self._remind_at = now + self._interval
         return Change(verdict, self._failures, now - self._since, repeated)
+
+    def _is_same(self, last: Verdict, verdict: Verdict) -> bool:
+        if (last.outcome, last.reason) != (verdict.outcome, verdict.reason):
+            self._texts = 1
+            return False
+        self._texts += last.text != verdict.text
+        return last.text == verdict.text or self._texts > _MOST_TEXTS

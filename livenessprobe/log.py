@@ -10,6 +10,7 @@ import os
 import select
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from livenessprobe.quoting import cut, quote
 
@@ -48,10 +49,10 @@ class Handler(logging.Handler):
         super().__init__()
         self._descriptor = descriptor
         self._lost = 0
+        self._torn = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, or lose it."""
-        line = self.format(record) + "\n"
         if self._lost:
             note = logging.LogRecord(
                 record.name,
@@ -62,24 +63,22 @@ class Handler(logging.Handler):
                 ({"lines": self._lost},),
                 None,
             )
-            line = self.format(note) + "\n" + line
-        if self._write(line.encode(errors="backslashreplace")):
-            self._lost = 0
-        else:
+            if self._write(self.format(note)):
+                self._lost = 0
+        if self._lost or not self._write(self.format(record)):
             self._lost += 1
 
-    def _write(self, data: bytes) -> bool:
-        """Return whether all was written."""
+    def _write(self, line: str) -> bool:
+        """Return whether all was written; after a part of a line, the next one does not continue it."""
+        data = rest = ("\n" * self._torn + line + "\n").encode(errors="backslashreplace")
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
-        try:
-            while data:
-                if not poll.poll(0):
-                    return False
-                data = data[os.write(self._descriptor, data[:_CHUNK]) :]
-        except OSError:  # closed, or nobody reads any more
-            return False
-        return True
+        with suppress(OSError):  # closed, or nobody reads any more
+            while rest and poll.poll(0):
+                rest = rest[os.write(self._descriptor, rest[:_CHUNK]) :]
+        if len(rest) < len(data):
+            self._torn = bool(rest)
+        return not rest
 
 
 def _values(record: logging.LogRecord) -> Mapping[str, object]:
@@ -91,7 +90,10 @@ def _values(record: logging.LogRecord) -> Mapping[str, object]:
 
 
 def _message(record: logging.LogRecord) -> str:
-    return str(record.msg) if isinstance(record.args, Mapping) else record.getMessage()
+    if not isinstance(record.args, Mapping):
+        with suppress(TypeError, ValueError):  # a library's arguments that do not fit its message
+            return record.getMessage()
+    return str(record.msg)
 
 
 class KlogFormatter(logging.Formatter):

@@ -15,7 +15,6 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from livenessprobe import __version__
 
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 UNKNOWN_DRIVER = "unknown-driver"
 
 # Seconds; the buckets that dashboards made for the CSI sidecars rely on.
@@ -25,7 +24,9 @@ _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
 class Metrics:
     """All series of one process. Methods may be called from any thread."""
 
-    def __init__(self) -> None:
+    content_type = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self, grpc_version: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.driver_name = UNKNOWN_DRIVER
         """The driver's name once it is known; a label of the calls from then on."""
@@ -65,15 +66,12 @@ class Metrics:
             "Requests answered with the verdict of a check that another request had begun.",
             registry=self._registry,
         )
-        self._seen: set[Gauge] = set()
-
-    def show_build(self, grpc_version: str) -> None:
-        """Show which versions run; once."""
         names = ("version", "python_version", "grpcio_version")
         build = Gauge(
             "csi_liveness_build_info", "Always 1; the labels are versions.", names, registry=self._registry
         )
         build.labels(__version__, platform.python_version(), grpc_version).set(1)
+        self._seen: set[Gauge] = set()
 
     def call(self, method: str, code: str, seconds: float) -> None:
         """Count a gRPC call: its full method name, its code named as in Go, and how long it took."""
@@ -91,7 +89,7 @@ class Metrics:
             self._failures.inc()
 
     def render(self) -> bytes:
-        """Return all series in Prometheus' text format, as CONTENT_TYPE says."""
+        """Return all series in Prometheus' text format, as content_type says."""
         return generate_latest(self._registry)
 
     def _show(self, gauge: Gauge, value: float) -> None:

@@ -45,7 +45,6 @@ class Naming:
         known = said = ""
         delay = 1.0
         while not self._stopping:
-            self._ask.clear()
             self._asked = self._driver.identity()
             name, problem = self._driver.name(self._timeout)
             if problem not in ("", said) and not self._stopping:
@@ -53,6 +52,7 @@ class Naming:
             said = problem
             if name not in ("", known):
                 known = name
-                _logger.info("Learnt the CSI driver's name", {"driver": name})
                 self._learnt(name)
+                _logger.info("Learnt the CSI driver's name", {"driver": name})
             delay = 1.0 if self._ask.wait(None if name else delay) else min(delay * 2, LONGEST_DELAY)
+            self._ask.clear()  # before looking at _stopping and the identity, which are set before _ask

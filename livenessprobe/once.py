@@ -17,6 +17,7 @@ from livenessprobe.quoting import printable
 
 _SAY_WAITING_SECONDS = 10.0
 _SAY_WAITING_ON_TERMINAL_SECONDS = 0.3
+_MOMENT_SECONDS = 0.1  # in which an attempt that finds no driver has come to its end
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _EXITS = {
     Outcome.HEALTHY: Exit.OK,
@@ -26,39 +27,61 @@ _EXITS = {
 }
 
 
+class _Progress:
+    """What the check has found so far: nothing while an attempt is under way."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._verdict = health.HEALTHY
+        self._known = threading.Event()
+
+    def begin(self) -> None:
+        self._known.clear()
+        self.begun = True
+
+    def tell(self, verdict: Verdict) -> None:
+        self._verdict = verdict
+        self._known.set()
+
+    def verdict(self) -> Verdict | None:
+        return self._verdict if self._known.wait(_MOMENT_SECONDS) else None
+
+
 def once(config: Config) -> Exit:
     """Check once; print the verdict, and return what it means. On SIGTERM or SIGINT the verdict is the one so far."""
-    verdicts: list[Verdict] = []
+    progress = _Progress()
     woken, wake_up = socket.socketpair()
     wake_up.setblocking(False)
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(wake_up.fileno())  # a signal's number arrives at the other end
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    threading.Thread(
-        target=_check, args=(config, verdicts.append, lambda: wake_up.send(b"\0")), daemon=True
-    ).start()
-    caught = _wait(woken, time.monotonic(), config, verdicts)
-    if caught:
-        name = signal.Signals(caught).name
-        unreachable = verdicts and verdicts[-1].outcome is Outcome.UNREACHABLE
-        verdict = verdicts[-1] if unreachable else health.failed("Canceled", f"interrupted by {name}")
-    else:
-        verdict = verdicts[-1]
+    threading.Thread(target=_check, args=(config, progress, lambda: wake_up.send(b"\0")), daemon=True).start()
+    caught = _wait(woken, time.monotonic(), config, progress)
+    verdict = progress.verdict()
+    if verdict is None or (caught and verdict.outcome is not Outcome.UNREACHABLE):
+        verdict = health.failed("Canceled", f"interrupted by {signal.Signals(caught).name}")
     with suppress(OSError):  # nobody reads: the exit code still tells
         os.write(1, (printable(verdict.text) + "\n").encode())
     return _EXITS[verdict.outcome]
 
 
-def _check(config: Config, tell: Callable[[Verdict], None], done: Callable[[], object]) -> None:
+def _check(config: Config, progress: _Progress, done: Callable[[], object]) -> None:
     try:
         from livenessprobe.driver import Driver
 
         driver = Driver(config.csi_address, config.socket_path)
         patience = health.one_shot(config.connection_timeout, config.probe_timeout)
-        tell(health.check(driver.attempt, patience, time.monotonic, _pause, waiting=tell))
+
+        def attempt(timeout: float) -> Verdict:
+            progress.begin()
+            return driver.attempt(timeout)
+
+        progress.tell(
+            health.check(attempt, patience, time.monotonic(), time.monotonic, _pause, waiting=progress.tell)
+        )
     except Exception as error:
-        tell(health.failed("Internal", f"the liveness probe itself failed: {error!r}"))
+        progress.tell(health.failed("Internal", f"the liveness probe itself failed: {error!r}"))
     done()
 
 
@@ -67,15 +90,18 @@ def _pause(seconds: float) -> bool:
     return False
 
 
-def _wait(woken: socket.socket, start: float, config: Config, verdicts: list[Verdict]) -> int:
+def _wait(woken: socket.socket, start: float, config: Config, progress: _Progress) -> int:
     """Wait for the check (return 0) or a signal (return its number); say now and then what for."""
     said_after = _SAY_WAITING_ON_TERMINAL_SECONDS if os.isatty(2) else _SAY_WAITING_SECONDS
     while not select.select([woken], [], [], said_after)[0]:
+        if not progress.begun:  # still loading
+            continue
         said_after = _SAY_WAITING_SECONDS
+        verdict = progress.verdict()
         logging.getLogger(__name__).info(
             "Waiting for the CSI driver",
             {
-                "for": verdicts[-1].text if verdicts else "its answer to Probe",
+                "for": verdict.text if verdict else "its answer to Probe",
                 "address": config.csi_address,
                 "waited": f"{time.monotonic() - start:.0f}s",
             },

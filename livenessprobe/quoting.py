@@ -22,7 +22,10 @@ def cut(text: str) -> str:
     if len(data) <= LONGEST_TEXT:
         return text
     note = f"... (cut, {len(data)} bytes in all)"
-    return data[: LONGEST_TEXT - len(note)].decode(errors="ignore") + note
+    end = LONGEST_TEXT - len(note)
+    while data[end] & 0xC0 == 0x80:  # within a character
+        end -= 1
+    return data[:end].decode(errors="surrogatepass") + note
 
 
 def _escape(character: str) -> str:

@@ -2,7 +2,7 @@
 
 A connection is reading (its request's head is not complete), waiting (its route has not answered), or leaving (the
 answer is on its way). Nobody can keep one reading or leaving for more than a few seconds, and where there are too many,
-the oldest reading one gives way: half-open and idle clients cannot keep a proper request out.
+the oldest reading one gives way: half-open and idle clients, and those that left, cannot keep a proper request out.
 """
 
 import errno
@@ -27,6 +27,7 @@ MOST_CONNECTIONS = 1024
 MOST_HEAD_BYTES = 2 * 1024 * 1024  # of all reading connections together
 _RESERVED_DESCRIPTORS = 48  # for the driver's connections, the log, the interpreter
 _ACCEPTS_A_TURN = 64  # then the connections that are open have their turn
+_FULL_PAUSE_SECONDS = 0.1
 _EXHAUSTION_PAUSE_SECONDS = 0.5
 _EVERYWHERE = ("", "0.0.0.0", "::")  # for Go, too, each of them means all addresses of both families  # noqa: S104
 
@@ -86,6 +87,15 @@ class Connection:
         self.watched = 0
         """The selector's events it is registered for; 0: not registered."""
 
+    def unread(self) -> bytes | None:
+        """Look whether the client sent more: b"" if it ended or broke the connection, None if neither."""
+        try:
+            return self.client.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
 
 class Server:
     """Serves all listeners in run(), on one thread; only stop() and routes' replies may come from others."""
@@ -105,7 +115,7 @@ class Server:
         self._head_bytes = 0
         self._answers: deque[tuple[Connection, bytes]] = deque()
         self._accepting = True
-        self._accept_at: float | None = None  # while not accepting: when to go on; None: once there is room
+        self._accept_at: float | None = None  # while not accepting: when to go on
         self._exhausted = False
         self._stops = 0
         self._selector.register(self._woken, selectors.EVENT_READ, self._rouse)
@@ -151,7 +161,7 @@ class Server:
         for group in (self._reading, self._leaving):
             while group and (oldest := next(iter(group))).deadline <= now:
                 self._drop(oldest)
-        if not self._accepting and (not self._full() if self._accept_at is None else now >= self._accept_at):
+        if self._accept_at is not None and now >= self._accept_at:
             self._resume_accepting()
 
     def _rouse_up(self) -> None:
@@ -164,37 +174,39 @@ class Server:
 
     def _accept(self, listener: Listener) -> None:
         for _ in range(_ACCEPTS_A_TURN):
-            if self._full() and not self._make_room():
-                self._pause_accepting(None)
+            full = len(self._reading) + len(self._waiting) + len(self._leaving) >= self._most
+            dispensable = self._dispensable() if full else None
+            if full and dispensable is None:
+                self._pause_accepting(time.monotonic() + _FULL_PAUSE_SECONDS)
                 return
             try:
                 client, _ = listener.socket.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    continue  # the one client's trouble: gone before we came
+            except OSError as error:  # out of descriptors or memory; hardly ever anything else
                 self._report_exhaustion(error)
-                if not self._make_room():
+                dispensable = self._dispensable()
+                if dispensable is None:
                     self._pause_accepting(time.monotonic() + _EXHAUSTION_PAUSE_SECONDS)
+                else:
+                    self._drop(dispensable)
                 return
             self._exhausted = False
+            if dispensable is not None:
+                self._drop(dispensable)
             client.setblocking(False)
             connection = Connection(client, listener.routes, time.monotonic() + HEAD_SECONDS)
             self._reading[connection] = None
             self._read(connection)  # most often the request came with the connection
 
-    def _full(self) -> bool:
-        return len(self._reading) + len(self._waiting) + len(self._leaving) >= self._most
-
-    def _make_room(self) -> bool:
+    def _dispensable(self) -> Connection | None:
+        """Find who gives way to a new connection: the oldest without a request or with its answer, or one that left."""
         for group in (self._reading, self._leaving):
             if group:
-                self._drop(next(iter(group)))
-                return True
-        return False
+                return next(iter(group))
+        return next((connection for connection in self._waiting if connection.unread() == b""), None)
 
-    def _pause_accepting(self, until: float | None) -> None:
+    def _pause_accepting(self, until: float) -> None:
         if self._accepting:
             for listener in self._listeners:
                 self._selector.unregister(listener)
@@ -234,7 +246,7 @@ class Server:
         else:
             self._watch(connection, selectors.EVENT_READ)
         while self._head_bytes > MOST_HEAD_BYTES:
-            self._make_room()
+            self._drop(next(iter(self._reading)))
 
     def _serve(self, connection: Connection, end: int) -> None:
         head = bytes(connection.head[: min(end, LONGEST_HEAD)])
@@ -265,6 +277,8 @@ class Server:
         self._rouse_up()
 
     def _answer(self, connection: Connection, answer: bytes) -> None:
+        if connection not in self._waiting:  # it gave way
+            return
         del self._waiting[connection]
         connection.unsent = answer
         connection.deadline = time.monotonic() + LEAVE_SECONDS
@@ -273,17 +287,15 @@ class Server:
 
     def _write(self, connection: Connection) -> None:
         try:
-            sent = connection.client.send(connection.unsent)
-        except BlockingIOError:
-            sent = 0
+            with suppress(BlockingIOError):
+                connection.unsent = connection.unsent[connection.client.send(connection.unsent) :]
         except OSError:  # the client has gone
             self._drop(connection)
             return
-        connection.unsent = connection.unsent[sent:]
         if connection.unsent:
             self._watch(connection, selectors.EVENT_WRITE)
             return
-        if self._may_close(connection):
+        if not (connection.exchange and connection.exchange.has_body) and connection.unread() in (b"", None):
             self._drop(connection)
             return
         # To close with a body unread would reset the connection, and the client might lose the answer: end our side,
@@ -291,15 +303,6 @@ class Server:
         self._watch(connection, 0)
         with suppress(OSError):
             connection.client.shutdown(socket.SHUT_WR)
-
-    @staticmethod
-    def _may_close(connection: Connection) -> bool:
-        if connection.exchange is not None and connection.exchange.has_body:
-            return False
-        try:
-            return not connection.client.recv(1, socket.MSG_PEEK)
-        except OSError:  # nothing unread
-            return True
 
     def _drop(self, connection: Connection) -> None:
         self._stop_reading(connection)

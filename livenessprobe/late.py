@@ -1,0 +1,71 @@
+"""Postponing imports: a module that libraries import, and this program hardly ever uses, is loaded at its first use.
+
+grpc and http.server import asyncio, ssl, email and more for features that are not used here. importlib.util.LazyLoader
+does not serve: grpc's compiled part reads `__spec__`, which would load the module.
+"""
+
+import importlib
+import sys
+import types
+from collections.abc import Mapping
+
+# What is imported in vain, by whom, and the attributes that are copied at import without being used.
+UNUSED: Mapping[str, Mapping[str, object]] = {
+    # http.server
+    "email.utils": {},
+    "html": {},
+    "http.client": {"HTTPMessage": None},
+    "mimetypes": {},
+    "shutil": {},
+    # grpc and protobuf
+    "asyncio": {},
+    "grpc.aio": {},
+    "google.protobuf.internal.python_message": {},
+    "google.protobuf.text_format": {},
+    "inspect": {},
+    "pickle": {},
+    # prometheus_client, which can also push, serve and compress
+    "base64": {},
+    "gzip": {},
+    "json": {},
+    "ssl": dict.fromkeys(("PROTOCOL_TLS_CLIENT", "PROTOCOL_TLS_SERVER", "SSLContext", "TLSVersion")),
+    "urllib.error": {"HTTPError": None},
+    "urllib.request": {
+        **dict.fromkeys(("BaseHandler", "HTTPHandler", "HTTPRedirectHandler", "HTTPSHandler"), object),
+        **dict.fromkeys(("Request", "build_opener")),
+    },
+    "wsgiref.simple_server": {"WSGIRequestHandler": object, "WSGIServer": object, "make_server": None},
+}
+
+
+class Postponed(types.ModuleType):
+    """Stands for a module until something of it is used."""
+
+    def __getattr__(self, name: str) -> object:
+        if (
+            name.startswith("__") and name != "__all__"
+        ):  # asked by the import system, not by a user of the module
+            raise AttributeError(name)
+        return getattr(load(self.__name__), name)
+
+
+def postpone(modules: Mapping[str, Mapping[str, object]]) -> None:
+    """Have modules loaded at their first use only; a module that is loaded already stays as it is.
+
+    The attributes given for a module are there without loading it.
+    """
+    for name, attributes in modules.items():
+        if name not in sys.modules:
+            module = sys.modules[name] = Postponed(name)
+            vars(module).update(attributes)
+            package, _, child = name.rpartition(".")
+            # For `import package.child`. The packages of libraries are to be loaded late too, and do without.
+            if package in sys.stdlib_module_names:
+                setattr(importlib.import_module(package), child, module)
+
+
+def load(name: str) -> types.ModuleType:
+    """Load a module in earnest, though it may be postponed; return it."""
+    if isinstance(sys.modules.get(name), Postponed):
+        del sys.modules[name]
+    return importlib.import_module(name)
