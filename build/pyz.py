@@ -1,0 +1,158 @@
+"""Packs the program and what it needs into one file, by shiv, for this or another Python and machine.
+
+The same sources give the same bytes, wherever and whenever they are packed.
+
+    python build/pyz.py [--python-version 3.13] [--platform linux/arm64] bin/livenessprobe
+"""
+
+import argparse
+import ast
+import io
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PACKAGE = HERE.parent / "livenessprobe"
+LOCK = HERE / "requirements.lock"
+
+PLATFORMS = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
+
+# What nothing that is packed imports or opens: certificates for TLS, sources and types of compiled modules, bridges
+# to other frameworks. Of *.dist-info, METADATA and the licences stay.
+UNREACHED = re.compile(
+    r"^bin/|/roots\.pem$|\.(pyi|cc|h)$|/py\.typed$"
+    r"|\.dist-info/(RECORD|WHEEL|INSTALLER|REQUESTED|top_level\.txt)$"
+    r"|^grpc/(beta|framework)/|^prometheus_client/(aiohttp|bridge|django|twisted)/"
+    r"|^google/protobuf/(compiler|testdata|util)/|_benchmark\.py$|/testing_refleaks\.py$"
+)
+
+# Python would run the archive behind any first line, but which Python? This finds one that fits, wherever it is, and
+# cuts it off from the host's modules and settings (-I -S, which start it 2 ms sooner, too). An archive that was cut
+# short Python takes for a script; all it says about that one is the unknown encoding in the second line.
+HEADER = """#!/bin/sh
+# coding: livenessprobe-is-damaged--copy-it-here-again
+# livenessprobe {release} for CPython {version} on Linux {machine}. An archive follows, which Python unpacks and runs.
+for python in /usr/bin/python{version} /usr/local/bin/python{version} python{version} python3; do
+    command -v $python >/dev/null && exec $python -IS "$0" "$@"
+done
+echo "livenessprobe: there is no python{version} here: apt-get install python3" >&2
+exit 1
+"""
+
+
+def run(arguments: str, **environment: str) -> None:
+    """Run a module of this Python."""
+    subprocess.run([sys.executable, "-m", *shlex.split(arguments)], env=os.environ | environment, check=True)
+
+
+def download(packages: Path, version: str, machine: str) -> None:
+    """Install the locked wheels for a Python and machine, neither of which needs to be at hand."""
+    run(
+        f"pip install -qq --disable-pip-version-check --no-compile --no-deps --target {packages} --require-hashes"
+        f" --requirement {LOCK} --only-binary=:all: --implementation=cp --python-version={version}"
+        f" --abi=cp{version.replace('.', '')} --abi=abi3 --abi=none"
+        f" --platform=manylinux2014_{machine} --platform=manylinux_2_17_{machine}",
+        # Files are chosen by their hashes: what this machine prefers could only get in the way.
+        PIP_CONSTRAINT=os.devnull,
+        PIP_USER="0",
+    )
+
+
+def collect(packages: Path, version: str, machine: str) -> None:
+    """Lay out all that is to be packed, and nothing else."""
+    download(packages, version, machine)
+    shutil.copytree(PACKAGE, packages / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
+    shutil.copy(HERE.parent / "LICENSE", packages / PACKAGE.name)
+    for path in packages.rglob("*"):
+        if path.is_file() and UNREACHED.search(path.relative_to(packages).as_posix()):
+            path.unlink()
+
+
+def shiv(packages: Path, output: Path) -> None:
+    """Have shiv pack it."""
+    run(
+        f"shiv --site-packages {packages} --entry-point livenessprobe.__main__:main --reproducible -o {output}",
+        SOURCE_DATE_EPOCH="315532800",
+    )
+
+
+def start_file(build: str, version: str, machine: str) -> bytes:
+    """start.py with its three lines that say what is packed."""
+    source = (HERE / "start.py").read_text()
+    python = tuple(map(int, version.split(".")))
+    for name, value in {"BUILD": build, "PYTHON": python, "MACHINE": machine}.items():
+        source, changed = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", source)
+        assert changed == 1, name
+    return source.encode()
+
+
+def repack(made: Path, version: str, machine: str) -> bytes:
+    """Take shiv's archive, with our start in place of shiv's, sorted, without anything that differs between two builds."""
+    with zipfile.ZipFile(made) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    build = "livenessprobe_" + json.loads(files["environment.json"])["build_id"]
+    files["__main__.py"] = start_file(build, version, machine)
+    files["unpack.py"] = (HERE / "unpack.py").read_bytes()
+
+    packed = io.BytesIO()
+    packed.write(HEADER.format(release=release(), version=version, machine=machine).encode())
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name)  # of 1 January 1980
+            entry.external_attr = 0o100644 << 16
+            # What every start reads is not worth loading zlib for.
+            stored = name == "__main__.py"
+            archive.writestr(entry, files[name], zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED, 9)
+    return packed.getvalue()
+
+
+def release() -> str:
+    return str(ast.literal_eval((PACKAGE / "__init__.py").read_text().partition("__version__ =")[2].strip()))
+
+
+def build(version: str, machine: str, output: Path) -> None:
+    """Pack for a Python version and machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        packages, made = Path(folder, "packages"), Path(folder, "made")
+        collect(packages, version, machine)
+        shiv(packages, made)
+        packed = repack(made, version, machine)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # A file that is being run can't be written to, but it can be replaced.
+    new = output.with_name(f"{output.name}.new")
+    new.write_bytes(packed)
+    new.chmod(0o755)
+    new.replace(output)
+
+
+def python_version(text: str) -> str:
+    if not re.fullmatch(r"3\.\d\d", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 3.10 or 3.13")
+    return text
+
+
+def main() -> None:
+    """Pack what the command line asks for."""
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--python-version", type=python_version, default=here, metavar="3.N", help=f"not {here}"
+    )
+    parser.add_argument("--platform", choices=PLATFORMS, help="not that of this machine")
+    parser.add_argument("output", type=Path)
+    options = parser.parse_args()
+    machine = PLATFORMS[options.platform] if options.platform else platform.machine()
+    build(options.python_version, machine, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""How the packed file starts; build/pyz.py puts this into the archive as __main__.py.
+
+It checks that this Python can load what is packed, finds the folder where that is unpacked (by unpack.py, at the
+first start) and calls the program. Python 2.7 can parse it, since it must tell an old Python what is wrong. And it
+imports next to nothing: with the folder in place, a start is counted in milliseconds.
+"""
+
+import os
+import sys
+
+# What is packed; build/pyz.py writes these three lines anew.
+BUILD = "livenessprobe_0"
+PYTHON = (3, 11)
+MACHINE = "x86_64"
+
+DOCKER_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
+ADVICE = (
+    "set SHIV_ROOT to a folder you can write to, with 30 MB free, on a file system that is not mounted noexec"
+)
+
+
+def fail(text):
+    sys.stderr.write("livenessprobe: " + text + "\n")
+    sys.exit(1)
+
+
+def misfit():
+    """Say what is wrong with this Python and what to do, or None if it can load the packed extension modules."""
+    needed = ".cpython-{0}{1}-{2}-linux-gnu.so".format(PYTHON[0], PYTHON[1], MACHINE)
+    try:
+        # The names it looks for tell a Python's kind, version, build flags, machine and C library at once.
+        from _imp import extension_suffixes
+    except ImportError:  # Python 2
+        loads = ".so"
+    else:
+        if needed in extension_suffixes():
+            return None
+        loads = extension_suffixes()[0]
+    fitting = "{0}.{1}".format(*PYTHON)
+    version = "{0}.{1}".format(*sys.version_info)
+    machine = os.uname()[4]
+    ways = []
+    if machine == MACHINE and version != fitting:
+        ways.append("run it with python" + fitting)
+    if sys.version_info >= (3, 10) and machine in DOCKER_NAMES and (version, machine) != (fitting, MACHINE):
+        target = "PYTHON_VERSION={0} PLATFORM=linux/{1}".format(version, DOCKER_NAMES[machine])
+        ways.append("build one that fits: make livenessprobe " + target)
+    return "packed for CPython {0} on {1} ({2}), but {3} is Python {4} on {5} ({6}): {7}".format(
+        fitting,
+        MACHINE,
+        needed,
+        sys.executable or "this",
+        version,
+        machine,
+        loads,
+        ", or ".join(ways) or "run it with a Python that loads such modules",
+    )
+
+
+def roots():
+    """Where the cache may be, best first; the last is private: of use only if nobody else can write there."""
+    private = "shiv-{0}".format(os.geteuid())
+    chosen = os.environ.get("SHIV_ROOT")
+    if chosen:
+        chosen = os.path.abspath(os.path.expanduser(chosen))
+        return [chosen, os.path.join(chosen, private)]
+    fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", private)  # noqa: S108
+    # Without HOME this asks the password file, which may not know the user of a container.
+    home = os.path.expanduser("~")
+    return [os.path.join(home, ".shiv"), fallback] if os.path.isabs(home) else [fallback]
+
+
+def check(folder):
+    """Raise OSError unless code in this folder can run, and only this user or root can have put it there."""
+    status = os.lstat(folder)
+    is_folder = status.st_mode & 0o170000 == 0o040000
+    if not is_folder or status.st_mode & 0o002 or status.st_uid not in (0, os.geteuid()):
+        raise OSError(0, "another user may have written there")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise OSError(0, "no permission to read it")
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise OSError(0, "mounted noexec")
+
+
+def unpacked(archive):
+    """The folder where the archive is unpacked: where it has been before, else where it can be now."""
+    problems = {}
+    places = roots()
+    for now in (False, True):
+        for root in places:
+            if root in problems:
+                continue
+            folder = os.path.join(root, BUILD)
+            try:
+                if now:
+                    os.makedirs(root, 0o755, True)
+                if root == places[-1]:
+                    check(root)
+                if now:
+                    from unpack import unpack
+
+                    unpack(archive, folder, check)
+                check(folder)
+            except OSError as error:
+                if now or not isinstance(error, FileNotFoundError):
+                    problems[root] = error.strerror
+            else:
+                return folder
+    reasons = ", nor into ".join("{0} ({1})".format(root, problems[root]) for root in places)
+    return fail("cannot unpack into {0}: {1}".format(reasons, ADVICE))
+
+
+def main():
+    wrong = misfit()
+    if wrong:
+        fail(wrong)
+    archive = sys.path[0]
+    for name in os.environ:
+        if name.startswith("SHIV_") and name != "SHIV_ROOT":
+            # shiv's own switches, such as SHIV_INTERPRETER, are for shiv's own start.
+            from _bootstrap import bootstrap
+
+            return bootstrap()
+    packed = os.path.join(unpacked(archive), "site-packages")
+    # Of this host nothing but the standard library: what else is installed could shadow what is packed.
+    library = os.path.dirname(os.__file__)
+    sys.path[:] = [packed, library] + [path for path in sys.path if os.path.basename(path) == "lib-dynload"]
+    sys.modules.pop("google", None)  # made by .pth files of some packages that share this name
+
+    from livenessprobe.__main__ import main as program
+
+    return program()
+
+
+main()
