@@ -1,0 +1,98 @@
+"""Fixtures: short folders, the fake driver, the program; and the guard that no test leaves a process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import program
+import pytest
+from fake_driver import FakeDriver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+
+class ProbeFactory(Protocol):
+    """Starts the program; what was started ends with the test."""
+
+    def __call__(
+        self, *args: str, env: Mapping[str, str] | None = None, user: int | None = None, listeners: int = 1
+    ) -> program.Probe: ...
+
+
+def _children() -> dict[int, str]:
+    """Our child processes, the ended ones that nobody waited for included, with their command lines."""
+    children = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                command = (folder / "cmdline").read_bytes().decode(errors="replace")
+                children[int(folder.name)] = command.replace("\0", " ") or "ended, not waited for"
+    return children
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Fails a test that leaves child processes behind, and ends them for those that follow."""
+    before = _children()
+    yield
+    left = {pid: command for pid, command in _children().items() if pid not in before}
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert not left, f"processes left behind: {left}"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder whose name is short: the path of a unix socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as name:
+        path = Path(name)
+        # So that the program can also be run as another user.
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture
+def socket_path(folder: Path) -> Path:
+    """Where the driver's socket is to be; nothing is there."""
+    return folder / "csi.sock"
+
+
+@pytest.fixture
+def driver(socket_path: Path) -> Iterator[FakeDriver]:
+    """A healthy driver on `socket_path`."""
+    with FakeDriver(socket_path) as running:
+        yield running
+
+
+@pytest.fixture
+def command(request: pytest.FixtureRequest) -> Sequence[str] | None:
+    """What to run (None: the built file); a test may choose: `parametrize("command", [program.MODULE], indirect=True)`."""
+    chosen: Sequence[str] | None = getattr(request, "param", None)
+    return chosen
+
+
+@pytest.fixture
+def probe_factory(command: Sequence[str] | None) -> Iterator[ProbeFactory]:
+    """`probe_factory("--flag=…", …)` starts the program and returns it once it listens."""
+    with contextlib.ExitStack() as probes:
+
+        def start(
+            *args: str, env: Mapping[str, str] | None = None, user: int | None = None, listeners: int = 1
+        ) -> program.Probe:
+            probe = program.Probe(args, command=command, env=env, user=user, listeners=listeners)
+            return probes.enter_context(probe)
+
+        yield start
+
+
+@pytest.fixture
+def probe(probe_factory: ProbeFactory, socket_path: Path) -> program.Probe:
+    """The program beside `socket_path`, on a free port, with a short timeout."""
+    return probe_factory(f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=1s")

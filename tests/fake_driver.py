@@ -1,0 +1,450 @@
+"""A CSI driver for tests: a real gRPC server in its own process, steered by a handle; imports grpc only.
+
+In its own process, because a test wants to stop it, kill it and take its file descriptors away. Its replies
+are written as bytes: so they can be wrong, and a mistake in our generated messages cannot hide on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import math
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SERVICE = "/csi.v1.Identity/"
+METHODS = ("Probe", "GetPluginInfo", "GetPluginCapabilities")
+Method = Literal["Probe", "GetPluginInfo", "GetPluginCapabilities"]
+
+# The 16 codes of a failed call, as gRPC spells them.
+CODES = tuple(code.name for code in grpc.StatusCode if code is not grpc.StatusCode.OK)
+
+# Replies that no decoder takes for a ProbeResponse or a GetPluginInfoResponse. A *known* field of another wire
+# type is not among them: protobuf reads it as an unknown field, so b"\x08\x01" is a valid "ready is unset".
+UNDECODABLE = {
+    "no message at all": b"\xff\xff\xff",
+    "length beyond the end": b"\n\x05\x08",
+    "field without its value": b"\n\x02\x08",
+    "wire type that does not exist": b"\x0f\x01",
+}
+
+Behaviour = Literal[
+    "unset", "ready", "not-ready", "name", "raw", "error", "slow", "hang", "unimplemented", "no-service"
+]
+REPLIES = {"unset": b"", "ready": b"\n\x02\x08\x01", "not-ready": b"\n\x00"}
+
+
+def plugin_info(name: str) -> bytes:
+    """A GetPluginInfoResponse that has a name and nothing else."""
+    text = name.encode()
+    length, size = b"", len(text)
+    while size > 0x7F:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return b"\n" + length + bytes([size]) + text if text else b""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method does: nothing known of it, or after some seconds an error or a reply."""
+
+    reply: str = ""  # hexadecimal, to travel as JSON
+    code: str = ""
+    message: str = ""
+    after: float = 0.0
+    absent: bool = False
+
+
+# ---- in the driver's process
+
+
+class Identity(grpc.GenericRpcHandler):
+    """The service: answers as told last, and counts."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._answers = {method: Answer() for method in METHODS}
+        self._calls: Counter[str] = Counter()
+        self._probing: set[object] = set()
+        self._most_probing = 0
+        self._released = 0
+
+    def tell(self, method: str, answer: Answer) -> None:
+        with self._changed:
+            self._answers[method] = answer
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        with self._changed:
+            self._released += 1
+            self._changed.notify_all()
+
+    def seen(self) -> dict[str, int]:
+        with self._changed:
+            return {
+                "probes": self._calls["Probe"],
+                "infos": self._calls["GetPluginInfo"],
+                "probing": len(self._probing),
+                "most_probing": self._most_probing,
+            }
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        method = handler_call_details.method.removeprefix(SERVICE)
+        with self._changed:
+            self._calls[method] += 1
+            if self._answers.get(method, Answer(absent=True)).absent:
+                return None
+        return grpc.unary_unary_rpc_method_handler(partial(self._handle, method))
+
+    def _handle(self, method: str, _request: bytes, context: grpc.ServicerContext) -> bytes:
+        call = object()
+        if method == "Probe":
+            with self._changed:
+                self._probing.add(call)
+                self._most_probing = max(self._most_probing, len(self._probing))
+        # A caller that gave up wakes the handler, which would hold its thread and count as a call under way.
+        if not context.add_callback(partial(self._end, call)):
+            self._end(call)
+        try:
+            answer = self._decide(method, context)
+        finally:
+            # Before the reply leaves, so that the next call of a quick caller never counts as a second one.
+            self._end(call)
+        if answer.code:
+            context.abort(grpc.StatusCode[answer.code], answer.message)
+        return bytes.fromhex(answer.reply)
+
+    def _decide(self, method: str, context: grpc.ServicerContext) -> Answer:
+        begin = time.monotonic()
+        with self._changed:
+            released = self._released
+            while True:
+                answer = self._answers[method]
+                left = begin + answer.after - time.monotonic()
+                if left <= 0 or self._released != released or not context.is_active():
+                    return answer
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+
+    def _end(self, call: object) -> None:
+        with self._changed:
+            self._probing.discard(call)
+            self._changed.notify_all()
+
+
+class _Process:
+    """Carries out the commands of the handle, one JSON line each, and acknowledges each with one."""
+
+    def __init__(self, target: str) -> None:
+        self.identity = Identity()
+        self._target = target
+        self._server = grpc.server(
+            ThreadPoolExecutor(max_workers=64), [self.identity], options=[("grpc.so_reuseport", 0)]
+        )
+
+    def listen(self) -> dict[str, int]:
+        address = f"unix:{self._target}" if self._target.startswith("/") else self._target
+        port = self._server.add_insecure_port(address)
+        self._server.start()
+        return {"port": port}
+
+    def stop(self) -> dict[str, int]:
+        self._server.stop(None).wait()
+        return {}
+
+    def obey(self, command: dict[str, Any]) -> dict[str, int]:
+        match command.pop("do"):
+            case "listen":
+                return self.listen()
+            case "tell":
+                self.identity.tell(command.pop("method"), Answer(**command))
+            case "release":
+                self.identity.release()
+            case "seen":
+                return self.identity.seen()
+            case "die with parent":
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            case "stop":
+                return self.stop()
+        return {}
+
+    def obey_all(self) -> None:
+        """Until the input ends, which it does as well when the test process is killed."""
+        for line in sys.stdin:
+            print(json.dumps(self.obey(json.loads(line))), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A CSI Identity server that behaves as told.")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket", metavar="PATH", help="listen on this unix socket")
+    where.add_argument("--tcp", metavar="HOST:PORT", help="listen on this port (0: any, printed)")
+    parser.add_argument("--name", default="fake.csi.k8s.io")
+    parser.add_argument("--ready", choices=("unset", "true", "false"), default="unset")
+    parser.add_argument("--error", choices=CODES, default="", help="fail each Probe with this code")
+    parser.add_argument("--message", default="", help="what the error says")
+    parser.add_argument("--after", type=float, default=0.0, metavar="SECONDS", help="inf: hang")
+    parser.add_argument("--control", action="store_true", help="take commands from standard input")
+    options = parser.parse_args()
+    process = _Process(options.socket or options.tcp)
+    if options.control:
+        process.obey_all()
+    else:
+        reply = REPLIES[{"unset": "unset", "true": "ready", "false": "not-ready"}[options.ready]]
+        process.identity.tell("Probe", Answer(reply.hex(), options.error, options.message, options.after))
+        process.identity.tell("GetPluginInfo", Answer(plugin_info(options.name).hex()))
+        # Before gRPC has threads, which would else take the signals.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        print(f"listening: {options.socket or options.tcp} (port {process.listen()['port']})", flush=True)
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+        process.stop()
+    # Not by falling off the end: that would join threads whose calls hang.
+    os._exit(0)
+
+
+# ---- in the test's process
+
+
+class Seen(NamedTuple):
+    """What a driver has seen since it was started."""
+
+    probes: int
+    infos: int  # calls of GetPluginInfo
+    probing: int  # Probe calls under way
+    most_probing: int  # the most there were at one time
+    connections: int  # accepted and still open
+
+
+class FakeDriver:
+    """A driver on a unix socket (an absolute path) or on TCP (`127.0.0.1:0`), started and steered by a test.
+
+    What was `set` before `start` holds from the first call on; it outlives `restart`, and `kill` plus `start`.
+    """
+
+    def __init__(self, target: str | Path, *, name: str = "fake.csi.k8s.io") -> None:
+        self.target = str(target)
+        self.address = self.target  # with the real port once started
+        self._answers = {method: Answer() for method in METHODS}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._turn = threading.Lock()
+        self._paused = False
+        self.set("name", name=name)
+
+    def __enter__(self) -> FakeDriver:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    # ---- life
+
+    def start(self) -> FakeDriver:
+        """Returns when the driver listens."""
+        assert not self.running, "the driver runs already"
+        where = "--socket" if self.target.startswith("/") else "--tcp"
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--control", where, self.target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env={**os.environ, "GRPC_VERBOSITY": "NONE"},
+        )
+        try:
+            for method, answer in self._answers.items():
+                self._ask("tell", method=method, **asdict(answer))
+            port = self._ask("listen")["port"]
+        except BaseException:
+            self.kill()
+            raise
+        if where == "--tcp":
+            self.address = f"{self.target.rpartition(':')[0]}:{port}"
+        return self
+
+    def stop(self) -> None:
+        """As a driver ends that was asked to: calls under way are cancelled, the socket is removed."""
+        self.resume()
+        self._ask("stop")
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, which leaves the socket's file behind. Nothing to do where none runs."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe
+            pipe.close()
+        self._process, self._paused = None, False
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP; returns when every thread has stopped."""
+        # A stopped process does not see its input end. Only now, as the signal also comes when the *thread*
+        # ends that started the process, and that may have been a short one.
+        self._ask("die with parent")
+        self._signal(signal.SIGSTOP, os.WSTOPPED)
+        self._paused = True
+
+    def resume(self) -> None:
+        if self._paused:
+            self._signal(signal.SIGCONT, os.WCONTINUED)
+            self._paused = False
+
+    # ---- behaviour
+
+    def set(
+        self,
+        behaviour: Behaviour,
+        *,
+        method: Method = "Probe",
+        code: str = "INTERNAL",
+        message: str = "",
+        data: bytes = b"",
+        name: str = "",
+        after: float = 0.0,
+    ) -> None:
+        """In force when it returns, also for the calls that hang: they then get the new answer.
+
+        unset, ready, not-ready   the replies of Probe
+        name                      GetPluginInfo gives `name` (which may be empty)
+        raw                       `data` as it is, for the reply
+        error                     `code` (one of CODES) and `message`
+        slow                      the reply of now, `after` seconds
+        hang                      no answer until another `set` or `release`
+        unimplemented             the service has no such method
+        no-service                nothing of the service is there
+        """
+        match behaviour:
+            case "unset" | "ready" | "not-ready":
+                answer = Answer(REPLIES[behaviour].hex(), after=after)
+            case "name":
+                method, answer = "GetPluginInfo", Answer(plugin_info(name).hex(), after=after)
+            case "raw":
+                answer = Answer(data.hex(), after=after)
+            case "error":
+                answer = Answer(code=code, message=message, after=after)
+            case "slow":
+                answer = Answer(self._answers[method].reply, after=after)
+            case "hang":
+                answer = Answer(self._answers[method].reply, after=math.inf)
+            case "unimplemented" | "no-service":
+                answer = Answer(absent=True)
+        for each in METHODS if behaviour == "no-service" else (method,):
+            self._answers[each] = answer
+            if self._process:
+                self._ask("tell", method=each, **asdict(answer))
+
+    def release(self) -> None:
+        """Answers the calls that hang or are slow now; later calls hang as before."""
+        self._ask("release")
+
+    def unlink(self) -> None:
+        """Takes the socket's file away while the driver lives."""
+        Path(self.target).unlink()
+
+    def exhaust_descriptors(self) -> None:
+        """Open connections go on; a new one is queued by the kernel and never accepted."""
+        # Below what is open already: then a descriptor that gets free does not help either.
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (3, self._descriptor_limit()))
+
+    def release_descriptors(self) -> None:
+        """gRPC tries to accept again within a second."""
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (self._descriptor_limit(),) * 2)
+
+    # ---- what it has seen
+
+    @property
+    def pid(self) -> int:
+        assert self._process, "the driver was not started"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def seen(self) -> Seen:
+        return Seen(connections=self.connections(), **self._ask("seen"))
+
+    def wait(self, timeout: float = 5.0, **at_least: int) -> Seen:
+        """Until each counter has at least the value given, as in wait(probes=3)."""
+        return self.wait_until(lambda seen: all(getattr(seen, k) >= n for k, n in at_least.items()), timeout)
+
+    def wait_until(self, true: Callable[[Seen], bool], timeout: float = 5.0) -> Seen:
+        # Asks again and again: connections are the kernel's affair, which reports no event for them.
+        end = time.monotonic() + timeout
+        while not true(seen := self.seen()):
+            if time.monotonic() > end:
+                raise AssertionError(f"the driver has only seen {seen}")
+            time.sleep(0.002)
+        return seen
+
+    def connections(self) -> int:
+        """From /proc, so that it can be told of a stopped driver and of one without descriptors too."""
+        inodes = set()
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                inodes.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
+        if self.target.startswith("/"):
+            rows = _table("unix")
+            return sum(row[5] == "03" and row[6] in inodes and row[7:] == [self.target] for row in rows)
+        port = f":{int(self.address.rpartition(':')[2]):04X}"
+        # gRPC's listener on an IPv4 address may be one of IPv6 with that address mapped.
+        rows = _table("tcp") + _table("tcp6")
+        return sum(row[1].endswith(port) and row[3] == "01" and row[9] in inodes for row in rows)
+
+    # ---- inside
+
+    def _descriptor_limit(self) -> int:
+        return resource.prlimit(self.pid, resource.RLIMIT_NOFILE)[1]
+
+    def _signal(self, number: signal.Signals, until: int) -> None:
+        os.kill(self.pid, number)
+        # Also ends where the process has ended; its exit status is left for Popen.
+        os.waitid(os.P_PID, self.pid, until | os.WEXITED | os.WNOWAIT)
+
+    def _ask(self, do: str, **arguments: Any) -> dict[str, int]:
+        assert self._process, "the driver was not started"
+        assert self._process.stdin
+        assert self._process.stdout
+        assert not self._paused, "a paused driver takes no commands"
+        with self._turn:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            answered = select.poll()
+            answered.register(self._process.stdout, select.POLLIN)
+            line = self._process.stdout.readline() if answered.poll(10_000) else b""
+        if not line:
+            raise AssertionError(f"the driver has not answered to {do!r}")
+        return dict(json.loads(line))
+
+
+def _table(kind: str) -> list[list[str]]:
+    """The kernel's list of such sockets; it has none of a family that is switched off."""
+    file = Path(f"/proc/net/{kind}")
+    return [line.split() for line in file.read_text().splitlines()[1:]] if file.exists() else []
+
+
+if __name__ == "__main__":
+    main()

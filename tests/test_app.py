@@ -1,0 +1,770 @@
+"""The program serving, as its users meet it: a real process, a real driver, HTTP and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import peers
+import program
+import pytest
+from fake_driver import FakeDriver
+from test_exchange import FINE, MALFORMED, read_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from conftest import ProbeFactory
+    from fake_driver import Behaviour
+
+GET = FINE["HTTP/1.1"]
+MALICE = 'a\nE1123 03:29:05.528510 9037 x.py:1] "forged"\r\x1b[31m\u2028\u202e\0"\\ ü'
+PRINTABLE = r'a\nE1123 03:29:05.528510 9037 x.py:1] "forged"\r\x1b[31m\u2028\u202e\x00"\ ü'
+
+NO_ANSWER = "rpc error: code = DeadlineExceeded desc = no answer to /csi.v1.Identity/Probe in time"
+
+# Most run the built file; those that between them reach every line run the sources as well, to measure that.
+BOTH = pytest.mark.parametrize("command", [None, program.MODULE], ids=["file", "sources"], indirect=True)
+
+
+def statuses(probe: program.Probe) -> list[int]:
+    return [probe.get(path).status for path in ("/healthz", "/readyz", "/livez")]
+
+
+# ---- verdicts
+
+
+@BOTH
+def test_each_path_for_each_outcome(
+    driver: FakeDriver, probe_factory: ProbeFactory, socket_path: Path
+) -> None:
+    probe = probe_factory(
+        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=500ms"
+    )
+    cases: list[tuple[Behaviour, str, list[int]]] = [
+        ("unset", "ok", [200, 200, 200]),
+        ("ready", "ok", [200, 200, 200]),
+        ("not-ready", "driver responded but is not ready", [500, 500, 200]),
+        ("error", "rpc error: code = FailedPrecondition desc = no disk", [500, 500, 500]),
+        ("hang", NO_ANSWER, [500, 500, 500]),
+        ("slow", "ok", [200, 200, 200]),
+    ]
+    for behaviour, text, expected in cases:
+        driver.set(behaviour, code="FAILED_PRECONDITION", message="no disk", after=0.05)
+        for path, status in zip(("/healthz", "/readyz", "/livez"), expected, strict=True):
+            answer = probe.get(path)
+            assert (answer.status, answer.text) == (status, text)
+            assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+            assert answer.headers["Content-Length"] == str(len(text))
+            assert answer.headers["Connection"] == "close"
+            head = probe.get(path, "HEAD")
+            assert (head.status, head.body) == (status, b"")
+            assert head.headers["Content-Length"] == str(len(text))
+
+    driver.stop()
+    assert statuses(probe) == [500] * 3
+    assert probe.get().text == f"cannot connect to {driver.target}: no such file or directory"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz", "/metrics"])
+def test_paths_take_get_and_head_alone(driver: FakeDriver, probe: program.Probe, path: str) -> None:
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        answer = probe.get(path, method)
+        assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+    assert probe.get(path + "?verbose=1").status == 200
+    assert probe.get(path + "/").status == 404
+    assert probe.get(path.upper()).status == 404
+    # None of the refused ones was a check.
+    assert driver.seen().probes == (path != "/metrics")
+
+
+def test_foreign_text_arrives_printable_and_short(driver: FakeDriver, probe: program.Probe) -> None:
+    driver.set("error", message=MALICE)
+    assert probe.get().text == f"rpc error: code = Internal desc = {PRINTABLE}"
+    line = probe.wait_for_log("CSI driver is not healthy").string
+    assert line.endswith(f'err="rpc error: code = Internal desc = {MALICE_QUOTED}"')
+
+    driver.set("error", message="x" * 3_000_000)
+    answer = probe.get()
+    assert len(answer.body) <= 4096
+    assert answer.text.endswith("... (cut, 3000034 bytes in all)")
+    assert len(probe.wait_for_log("xxxx").string) < 5000
+    assert len(probe.log_lines) <= 4  # serving, the name, and two failures
+
+
+MALICE_QUOTED = PRINTABLE.replace('"', r"\"").replace("\\ ü", "\\\\ ü")
+
+
+@pytest.mark.parametrize("peer", ["forbidden", "forbidden_folder"])
+def test_forbidden_socket(probe_factory: ProbeFactory, socket_path: Path, peer: str) -> None:
+    user = program.unprivileged()
+    args = [f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=30s"]
+    with getattr(peers, peer)(socket_path):
+        probe = probe_factory(*args, user=user)
+        for _ in range(2):
+            answer = probe.get()
+            assert answer.status == 500
+            assert answer.text.startswith(
+                f"cannot connect to {socket_path}: permission denied (this program is uid "
+                f"{os.geteuid() if user is None else user}, "
+            )
+            assert "SELinux" in answer.text
+            assert answer.seconds < 15
+
+
+# ---- time
+
+
+@pytest.mark.parametrize(
+    "trouble", ["missing", "stale", "full queue", "silent", "hang", "stopped", "descriptors"]
+)
+def test_the_answer_is_out_before_the_probe_timeout(
+    probe_factory: ProbeFactory, socket_path: Path, trouble: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        not_there: dict[str, peers.Peer] = {
+            "missing": lambda path: contextlib.nullcontext(),
+            "stale": peers.stale_socket,
+            "full queue": peers.never_accepting,
+            "silent": peers.silent,
+        }
+        if trouble in ("hang", "stopped", "descriptors"):
+            driver = stack.enter_context(FakeDriver(socket_path))
+            driver.set("hang")
+            if trouble == "stopped":
+                driver.pause()
+            elif trouble == "descriptors":
+                driver.exhaust_descriptors()
+        else:
+            stack.enter_context(not_there[trouble](socket_path))
+        probe = probe_factory(
+            f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=800ms"
+        )
+        # The first has to wait until the program has started, and is answered in time all the same.
+        for _ in range(2):
+            answer = probe.get()
+            assert answer.status == 500
+            assert 0.5 < answer.seconds < 0.8
+
+
+@pytest.mark.parametrize(
+    ("connection_timeout", "shortest", "longest"), [("200ms", 0.2, 10), ("0", 0, 10), ("60s", 0.7, 0.8)]
+)
+def test_retrying_ends_with_the_smaller_of_both_timeouts(
+    probe_factory: ProbeFactory, socket_path: Path, connection_timeout: str, shortest: float, longest: float
+) -> None:
+    timeout = "800ms" if connection_timeout == "60s" else "20s"
+    probe = probe_factory(
+        f"--csi-address={socket_path}",
+        "--http-endpoint=127.0.0.1:0",
+        f"--probe-timeout={timeout}",
+        f"--connection-timeout={connection_timeout}",
+    )
+    for peer in (contextlib.nullcontext(), peers.stale_socket(socket_path)):
+        with peer:
+            answer = probe.get()
+            assert answer.status == 500
+            assert shortest <= answer.seconds < longest
+
+
+@pytest.mark.parametrize(
+    "peer", [peers.regular_file, peers.directory, peers.junk, peers.http1, peers.closing_at_once]
+)
+def test_what_does_not_heal_is_answered_at_once(
+    probe_factory: ProbeFactory, socket_path: Path, peer: peers.Peer
+) -> None:
+    probe = probe_factory(
+        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=60s"
+    )
+    with peer(socket_path):
+        for _ in range(2):
+            answer = probe.get(timeout=20)
+            assert answer.status == 500
+            assert re.search("not a socket|the peer does not speak HTTP/2", answer.text)
+
+
+def test_a_late_driver_is_found_within_the_check(probe_factory: ProbeFactory, socket_path: Path) -> None:
+    probe = probe_factory(
+        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=60s"
+    )
+    for obstacle in (contextlib.nullcontext(), peers.stale_socket(socket_path)):
+        with ThreadPoolExecutor() as pool, FakeDriver(socket_path) as driver:
+            driver.stop()
+            with obstacle:
+                answer = pool.submit(probe.get)
+                # Seen by the server once this one, which came later, has been answered.
+                assert probe.get("/nothing").status == 404
+                assert not answer.done()
+            driver.start()
+            assert answer.result().status == 200
+
+
+# ---- a driver that comes and goes
+
+
+def test_a_drivers_life(probe_factory: ProbeFactory, socket_path: Path) -> None:
+    probe = probe_factory(
+        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=600ms"
+    )
+
+    def becomes(status: int, text: str) -> None:
+        answer = probe.get()
+        assert (answer.status, text in answer.text) == (status, True), answer.text
+
+    becomes(500, "no such file or directory")
+    with FakeDriver(socket_path) as driver:
+        becomes(200, "ok")
+        driver.kill()
+        becomes(500, "connection refused")
+        driver.start()
+        becomes(200, "ok")
+        driver.pause()
+        becomes(500, "DeadlineExceeded")
+        becomes(500, "takes connections, but nobody there answers")
+        driver.resume()
+        becomes(200, "ok")
+        # Its old connections would still work.
+        driver.exhaust_descriptors()
+        becomes(500, "DeadlineExceeded")
+        driver.release_descriptors()
+        becomes(200, "ok")
+        driver.unlink()
+        becomes(500, "no such file or directory")
+        with FakeDriver(socket_path, name="other.csi.k8s.io") as other:
+            other.set("error", message="I am another")
+            becomes(500, "I am another")
+            probe.wait_for_log('driver="other.csi.k8s.io"')
+            other.restart()
+            becomes(500, "I am another")
+        becomes(500, "connection refused")
+
+
+@pytest.mark.parametrize("scheme", ["", "dns:///"])
+def test_tcp_driver(probe_factory: ProbeFactory, scheme: str) -> None:
+    with FakeDriver("127.0.0.1:0") as driver:
+        address = scheme + driver.address
+        probe = probe_factory(f"--csi-address={address}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=1s")
+        assert probe.get().text == "ok"
+        probe.wait_for_log('driver="fake.csi.k8s.io"')
+        driver.set("not-ready")
+        assert statuses(probe) == [500, 500, 200]
+    answer = probe.get()
+    assert answer.status == 500
+    assert answer.text.startswith(f"cannot connect to {address}: connection refused")
+
+
+# ---- sharing
+
+
+def test_requests_share_the_check_in_flight_and_no_other(driver: FakeDriver, probe: program.Probe) -> None:
+    driver.set("hang")
+    clients = [probe.connect() for _ in range(50)]
+    for number, client in enumerate(clients):
+        client.sendall(b"GET /%s HTTP/1.0\r\n\r\n" % (b"healthz", b"livez", b"readyz")[number % 3])
+    driver.wait(probing=1)
+    # All that were sent earlier are waiting when this one is answered.
+    assert probe.get("/nothing").status == 404
+    driver.set("not-ready")
+    for number, client in enumerate(clients):
+        answer = read_answer(client.recv(65536))
+        assert answer.status == (500, 200, 500)[number % 3]
+        assert answer.body == b"driver responded but is not ready"
+        client.close()
+    assert driver.seen()[:2] == (0, 1) or driver.seen().probes == 1
+
+    driver.set("unset")
+    assert probe.get().status == 200
+    seen = driver.seen()
+    assert (seen.probes, seen.most_probing) == (2, 1)
+
+
+def test_abandoned_requests_do_not_pile_up(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
+    probe = probe_factory(
+        f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=60s"
+    )
+    assert probe.get().status == 200
+    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    descriptors, threads = probe.descriptors(), probe.threads()
+    driver.set("hang")
+    for _ in range(200):
+        with probe.connect() as client:
+            client.sendall(GET)
+    driver.wait(probing=1)
+    assert probe.get("/nothing").status == 404
+    assert probe.threads() < threads + 20
+    seen = driver.seen()
+    assert (seen.probes, seen.most_probing, seen.connections) == (2, 1, 1)
+
+    driver.set("unset")
+    assert probe.get().status == 200
+    driver.wait_until(lambda seen: seen.connections == 0)
+    assert probe.descriptors() < descriptors + 20
+    assert driver.seen().most_probing == 1
+
+
+# ---- hostile clients
+
+
+def test_malformed_requests_are_refused_and_not_logged(probe: program.Probe) -> None:
+    for name, (head, status) in MALFORMED.items():
+        assert read_answer(probe.raw(head)).status == status, name
+    assert probe.get("/nothing").status == 404
+    assert len(probe.log_lines) == 1
+
+
+def test_malformed_requests_are_logged_at_level_4(probe_factory: ProbeFactory, socket_path: Path) -> None:
+    probe = probe_factory(f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "-v=4")
+    probe.raw(b"GET \x1b[31m\nI1123 forged\n\n")
+    line = probe.wait_for_log('"Malformed request"').string
+    assert line.endswith(r'reason="malformed request line" request="GET \x1b[31m"')
+
+
+def test_hundreds_of_half_open_connections(driver: FakeDriver, probe: program.Probe) -> None:
+    assert probe.get().status == 200
+    memory = probe.memory()
+    with contextlib.ExitStack() as stack:
+        for number in range(1500):
+            client = stack.enter_context(probe.connect())
+            if number % 2:
+                # Some were given up by the program already.
+                with contextlib.suppress(ConnectionError):
+                    client.sendall(b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 8000)
+            if number % 500 == 499:
+                answer = probe.get()
+                assert answer.status == 200
+                assert answer.seconds < 1
+        assert probe.memory() - memory < 8 * 1024 * 1024
+        assert probe.threads() < 20
+    assert probe.get().status == 200
+
+
+@BOTH
+def test_few_descriptors_are_enough(socket_path: Path, driver: FakeDriver, command: Sequence[str]) -> None:
+    """As under `ulimit -n 64`: idle clients cannot take what a check needs."""
+    limited = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh", *command]
+    args = [f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=10s"]
+    with program.Probe(args, command=limited) as probe, contextlib.ExitStack() as idle:
+        for _ in range(100):
+            idle.enter_context(probe.connect())
+        for _ in range(5):
+            assert probe.get().status == 200
+        assert probe.descriptors() <= 64
+        assert not any("E1" in line[:2] for line in probe.log_lines)
+
+
+def test_clients_that_never_read_the_metrics(driver: FakeDriver, probe: program.Probe) -> None:
+    assert probe.get().status == 200
+    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    descriptors = probe.descriptors()
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            client.connect(probe.address())
+            client.sendall(GET.replace(b"/healthz", b"/metrics"))
+        assert probe.get("/metrics").status == 200
+        end = time.monotonic() + 20
+        while probe.descriptors() > descriptors:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+# ---- listening
+
+
+def test_it_listens_and_answers_before_there_is_a_driver(
+    probe_factory: ProbeFactory, socket_path: Path
+) -> None:
+    probe = probe_factory(
+        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=600ms"
+    )
+    # It is as quick as a program can be that has just begun to listen: grpc is not even loaded.
+    assert probe.get("/nothing").status == 404
+    assert probe.get().text == f"cannot connect to {socket_path}: no such file or directory"
+    assert probe.process.poll() is None
+    with FakeDriver(socket_path):
+        assert probe.get().status == 200
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        (":{port}", "[::]:{port}"),
+        ("0.0.0.0:{port}", "[::]:{port}"),
+        ("[::]:{port}", "[::]:{port}"),
+        ("[::1]:0", r"[::1]:\d+"),
+        ("127.0.0.1:{port}", "127.0.0.1:{port}"),
+        ("localhost:0", r"127.0.0.1:\d+"),
+        (None, "[::]:{port}"),
+    ],
+)
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="IPv6 is off here")
+def test_addresses(probe_factory: ProbeFactory, endpoint: str | None, shown: str) -> None:
+    port = program.free_port()
+    flag = f"--health-port={port}" if endpoint is None else f"--http-endpoint={endpoint.format(port=port)}"
+    probe = probe_factory("--csi-address=/nowhere", flag)
+    pattern = shown.format(port=port).replace(".", r"\.").replace("[", r"\[")
+    assert re.fullmatch(pattern, probe.addresses[0])
+    bound = int(probe.addresses[0].rpartition(":")[2])
+    everywhere = shown.startswith("[::]")
+    for host, expected in (
+        ("127.0.0.1", everywhere or shown.startswith("127")),
+        ("::1", everywhere or shown.startswith("[::1]")),
+    ):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as client:
+            assert (client.connect_ex((host, bound)) == 0) == expected
+
+
+def _may(*command: str) -> bool:
+    """Whether what needs privileges works here."""
+    if shutil.which(command[0]) is None:
+        return False
+    return subprocess.run([*command, "true"], check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+# Runs a command with a system call filter: for it, the kernel has no IPv6.
+NO_IPV6 = """
+import ctypes, errno, os, platform, socket, struct, sys
+number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
+code = (
+    (0x20, 0, 0, 0),  # the system call's number
+    (0x15, 0, 3, number),  # socket(), or else allowed
+    (0x20, 0, 0, 16),  # its first argument
+    (0x15, 0, 1, socket.AF_INET6),  # or else allowed
+    (0x06, 0, 0, 0x00050000 | errno.EAFNOSUPPORT),
+    (0x06, 0, 0, 0x7FFF0000),
+)
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+prctl = ctypes.CDLL(None).prctl
+assert prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert prctl(22, 2, struct.pack("HP", 6, ctypes.addressof(code))) == 0  # PR_SET_SECCOMP
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@BOTH
+def test_where_ipv6_is_off_it_listens_on_ipv4(driver: FakeDriver, command: Sequence[str]) -> None:
+    args = [f"--csi-address={driver.target}", "--http-endpoint=:0"]
+    with program.Probe(args, command=[sys.executable, "-c", NO_IPV6, *command]) as probe:
+        assert probe.addresses[0].startswith("0.0.0.0:")
+        assert probe.get().status == 200
+
+
+@pytest.mark.parametrize(
+    ("args", "flag", "value", "reason"),
+    [
+        (
+            ["--http-endpoint=127.0.0.1:{taken}"],
+            "http-endpoint",
+            "127.0.0.1:{taken}",
+            "address already in use",
+        ),
+        (["--health-port={taken}"], "health-port", "{taken}", "address already in use"),
+        (
+            ["--health-port={free}", "--metrics-address=127.0.0.1:{taken}"],
+            "metrics-address",
+            "127.0.0.1:{taken}",
+            "address already in use",
+        ),
+        (
+            ["--health-port={free}", "--metrics-address=:{free}"],
+            "metrics-address",
+            ":{free}",
+            "address already in use",
+        ),
+        (
+            ["--http-endpoint=192.0.2.1:{free}"],
+            "http-endpoint",
+            "192.0.2.1:{free}",
+            "cannot assign requested address",
+        ),
+        (
+            ["--http-endpoint=livenessprobe.invalid:1"],
+            "http-endpoint",
+            "livenessprobe.invalid:1",
+            "",
+        ),
+        (["--http-endpoint=" + "x" * 64 + ":1"], "http-endpoint", "x" * 64 + ":1", ""),
+        (["--http-endpoint=a..b:1"], "http-endpoint", "a..b:1", ""),
+    ],
+)
+def test_addresses_that_cannot_be_had(args: list[str], flag: str, value: str, reason: str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        ports = {"taken": listener.getsockname()[1], "free": program.free_port()}
+        ended = program.run_once(
+            ["--csi-address=/nowhere", *(arg.format(**ports) for arg in args)], command=program.MODULE
+        )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
+    assert f'flag="{flag}" value="{value.format(**ports)}"' in line
+    assert re.search(f'"Bad configuration" err="cannot (listen|resolve the host): [^"]*{reason}', line), line
+
+
+# ---- stopping
+
+
+@BOTH
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "when", ["at once", "idle", "missing", "hanging", "connecting", "half-open", "lingering"]
+)
+def test_a_signal_ends_it_within_a_second(
+    probe_factory: ProbeFactory, socket_path: Path, when: str, number: signal.Signals
+) -> None:
+    with contextlib.ExitStack() as stack:
+        if when == "connecting":
+            stack.enter_context(peers.silent(socket_path))
+        elif when not in ("at once", "missing"):
+            driver = stack.enter_context(FakeDriver(socket_path))
+        probe = probe_factory(
+            f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=60s"
+        )
+        clients: list[socket.socket] = []
+        if when in ("idle", "half-open", "lingering"):
+            assert probe.get().status == 200
+        if when == "hanging":
+            driver.set("hang")
+        if when == "half-open":
+            clients = [stack.enter_context(probe.connect()) for _ in range(300)]
+        elif when == "lingering":
+            clients = [stack.enter_context(probe.connect())]
+            clients[0].sendall(b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
+            assert clients[0].recv(65536)
+        elif when in ("missing", "hanging", "connecting"):
+            clients = [stack.enter_context(probe.connect()) for _ in range(5)]
+            for client in clients:
+                client.sendall(GET)
+            # They are waiting once this is answered.
+            assert probe.get("/nothing").status == 404
+        if when == "hanging":
+            driver.wait(probing=1)
+
+        begin = time.monotonic()
+        assert probe.stop(number) == 0
+        assert time.monotonic() - begin < 1
+        for client in clients:
+            client.settimeout(10)
+            received = b""
+            with contextlib.suppress(ConnectionError):
+                while data := client.recv(65536):
+                    received += data
+            if when in ("missing", "hanging", "connecting"):
+                # An answer, and never half of one.
+                answer = read_answer(received)
+                assert answer.status == 500
+            else:
+                assert received == b""
+        assert any('"Stopping"' in line for line in probe.log_lines)
+        assert not any(line.startswith(("W", "E")) for line in probe.log_lines)
+
+
+def test_while_stopping_nobody_is_let_in(driver: FakeDriver, probe: program.Probe) -> None:
+    assert probe.get().status == 200
+    address = probe.address()
+    assert probe.stop() == 0
+    with socket.socket() as client:
+        assert client.connect_ex(address) != 0
+
+
+def test_further_signals_do_no_harm(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
+    probe = probe_factory(
+        f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=60s"
+    )
+    driver.set("hang")
+    with probe.connect() as client:
+        client.sendall(GET)
+        driver.wait(probing=1)
+        begin = time.monotonic()
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            probe.send(number)
+        assert probe.wait() == 0
+        assert time.monotonic() - begin < 1
+
+
+PID_1 = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@pytest.mark.skipif(not _may(*PID_1), reason="needs root and unshare")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("behaviour", ["unset", "hang"])
+def test_as_pid_1_it_ends_at_once_too(
+    driver: FakeDriver, number: signal.Signals, behaviour: Behaviour
+) -> None:
+    args = [f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=60s"]
+    driver.set(behaviour)
+    with program.Probe(args, command=[*PID_1, *program.built()]) as probe, probe.connect() as client:
+        assert probe.log_lines[0].split()[2] == "1"  # the process id that klog shows
+        client.sendall(GET)
+        driver.wait(probes=1)
+        (child,) = Path(f"/proc/{probe.pid}/task/{probe.pid}/children").read_text().split()
+        begin = time.monotonic()
+        os.kill(int(child), number)
+        assert probe.wait() == 0
+        assert time.monotonic() - begin < 1
+        assert client.recv(65536)
+
+
+def test_a_blocked_log_does_not_block_the_probe(driver: FakeDriver, socket_path: Path) -> None:
+    """Nobody reads standard error, at the most talkative: as when the container runtime hangs."""
+    reader, writer = os.pipe()
+    port = program.free_port()
+    args = [f"--csi-address={socket_path}", f"--http-endpoint=127.0.0.1:{port}", "-v=9"]
+    with subprocess.Popen([*program.built(), *args], stderr=writer, env=dict(os.environ)) as process:
+        os.close(writer)
+        try:
+            # The first line says that it listens.
+            assert select.select([reader], [], [], 20)[0]
+            for _ in range(600):
+                with socket.create_connection(("127.0.0.1", port), 20) as client:
+                    client.sendall(GET)
+                    assert client.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+        finally:
+            process.terminate()
+            assert process.wait(5) == 0
+            os.close(reader)
+
+
+# ---- log
+
+
+def test_healthy_checks_are_silent(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
+    probe = probe_factory(f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "-v=4")
+    probe.wait_for_log("Learnt the CSI driver's name")
+    for _ in range(20):
+        assert probe.get().status == 200
+    assert probe.stop() == 0
+    messages = [re.sub(r'^[^"]*"([^"]*)".*', r"\1", line) for line in probe.log_lines]
+    assert messages == ["Serving", "Learnt the CSI driver's name", "CSI driver is healthy", "Stopping"]
+
+
+def test_failures_are_logged_once_for_each_reason_and_recovery_says_how_long(
+    driver: FakeDriver, probe: program.Probe
+) -> None:
+    probe.wait_for_log("Learnt the CSI driver's name")
+    before = len(probe.log_lines)
+    reasons: list[tuple[Behaviour, str]] = [
+        ("error", "one"),
+        ("error", "two"),
+        ("hang", ""),
+        ("not-ready", ""),
+    ]
+    for behaviour, message in reasons:
+        driver.set(behaviour, message=message)
+        for _ in range(3):
+            assert probe.get().status == 500
+    driver.set("unset")
+    for _ in range(3):
+        assert probe.get().status == 200
+    recovery = probe.wait_for_log("CSI driver is healthy again")
+
+    lines = probe.log_lines[before:]
+    assert [re.sub(r'^(.)[^"]*', r"\1 ", line) for line in lines[:-1]] == [
+        'E "CSI driver is not healthy" err="rpc error: code = Internal desc = one"',
+        'E "CSI driver is not healthy" err="rpc error: code = Internal desc = two"',
+        f'E "CSI driver is not healthy" err="{NO_ANSWER}"',
+        'E "CSI driver is not healthy" err="driver responded but is not ready"',
+    ]
+    assert lines[-1] == recovery.string
+    lasted = re.fullmatch(r'I.*"CSI driver is healthy again" failures=12 lasted="([\d.]+)s"', recovery.string)
+    assert lasted
+    assert float(lasted[1]) > 2  # three checks hung for almost a second
+
+
+def test_level_5_shows_each_call_and_reply(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
+    probe = probe_factory(f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "-v=5")
+    driver.set("error", message=MALICE)
+    for _ in range(3):
+        probe.get()
+    assert probe.stop() == 0
+    calls = [
+        line for line in probe.log_lines if '"Calling the CSI driver" method="/csi.v1.Identity/Probe"' in line
+    ]
+    replies = [
+        line for line in probe.log_lines if f'code="Internal" message="{MALICE_QUOTED}" seconds=' in line
+    ]
+    assert (len(calls), len(replies)) == (3, 3)
+    header = re.compile(r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ [a-z_]+\.py:\d+\] \"")
+    assert all(header.match(line) for line in probe.log_lines)
+
+
+def test_json_logs_are_one_object_a_line(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
+    driver.set("name", name="forged\n{}.csi.k8s.io")
+    probe = probe_factory(
+        f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "-v=5", "--logging-format=json"
+    )
+    begin = time.time() * 1000 - 60_000
+    assert probe.get().status == 200
+    driver.set("error", message=MALICE)
+    probe.get()
+    probe.wait_for_log("Learnt the CSI driver's name")
+    assert probe.stop() == 0
+    records = [json.loads(line) for line in probe.log_lines]
+    for record in records:
+        assert begin < record["ts"] < time.time() * 1000
+        assert re.fullmatch(r"livenessprobe/[a-z_]+\.py:\d+", record["caller"])
+        assert ("err" in record) != ("v" in record)
+    failures = [record for record in records if "err" in record]
+    assert [record["err"] for record in failures] == [f"rpc error: code = Internal desc = {MALICE}"]
+    assert {record["v"] for record in records if "v" in record} == {0, 5}
+    assert "forged\n{}.csi.k8s.io" in [record.get("driver") for record in records]
+
+
+# ---- what is loaded, and when
+
+
+def _imported(probe: program.Probe, until: str) -> list[str]:
+    """What a process started with -X importtime had imported when it logged a line."""
+    lines = probe.log_lines
+    end = next(number for number, line in enumerate(lines) if until in line)
+    return [line.rpartition("|")[2].strip() for line in lines[:end] if line.startswith("import time:")]
+
+
+@pytest.mark.parametrize(
+    "command", [(program.MODULE[0], "-X", "importtime", *program.MODULE[1:])], ids=["sources"], indirect=True
+)
+def test_it_binds_before_it_loads_what_is_costly(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
+    probe = probe_factory(f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0")
+    assert probe.get().status == 200
+    probe.wait_for_log('"CSI driver is healthy"')
+
+    before, later = (_imported(probe, until) for until in ('"Serving"', '"CSI driver is healthy"'))
+    for module in ("grpc", "google.protobuf", "prometheus_client"):
+        assert module not in before
+        assert module in later
+
+
+@pytest.mark.parametrize("address", ["/nowhere", ""])
+def test_once_loads_no_http_server(driver: FakeDriver, address: str) -> None:
+    command = (program.MODULE[0], "-X", "importtime", *program.MODULE[1:])
+    ended = program.run_once(
+        ["--once", "--connection-timeout=0", f"--csi-address={address or driver.target}"], command=command
+    )
+    names = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert ended.returncode == (3 if address else 0)
+    assert "grpc" in names
+    assert not names & {"http.server", "socketserver", "prometheus_client", "livenessprobe.web"}
+
+
+def test_what_cannot_be_loaded_ends_it(folder: Path, driver: FakeDriver) -> None:
+    """A broken installation is said and ends the program, instead of a server that never answers."""
+    (folder / "grpc.py").write_text("raise ImportError('no such thing')\n")
+    path = os.pathsep.join([str(folder), str(program.ROOT)])
+    args = [f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0"]
+    ended = program.run_once(args, command=program.MODULE, env={"PYTHONPATH": path})
+    assert ended.returncode == 1
+    assert '"Cannot check" err="ImportError(\'no such thing\')"' in ended.stderr
+    assert "Traceback" not in ended.stderr

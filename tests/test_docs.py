@@ -1,0 +1,344 @@
+"""The pages tell the truth: their tables against the program, the sources and the Makefile."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import fake_driver
+import peers
+import program
+import pytest
+from fake_driver import FakeDriver
+from prometheus_client.parser import text_string_to_metric_families
+
+from livenessprobe import __version__, config
+from livenessprobe.config import Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import ProbeFactory
+
+ROOT = program.ROOT
+PACKAGE = ROOT / "livenessprobe"
+PAGES = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not {".venv", "node_modules"} & set(path.relative_to(ROOT).parts)
+    and not path.parts[-2].startswith(".")
+)
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+# Where the messages of the log come from: methods of a logger and, for one that is put before others, a record itself.
+LOGGED_AT_0 = {"debug", "info", "warning", "error", "exception", "critical", "fatal"}
+MESSAGE_OF_RECORD = 4
+
+
+def table(page: str, *head: str) -> list[list[str]]:
+    """The rows of the table with these heads; a cell that is `code` and nothing else comes without its ticks."""
+    lines = page.splitlines()
+    (start,) = [number for number, line in enumerate(lines) if line == f"| {' | '.join(head)} |"]
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        row = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        assert len(row) == len(head), f"not {len(head)} cells: {line}"
+        rows.append([re.sub(r"^`([^`]*)`$", r"\1", cell) for cell in row])
+    return rows
+
+
+def column(page: str, *head: str) -> list[str]:
+    return [row[0] for row in table(page, *head)]
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```$", page)
+
+
+# ---- flags and exit codes
+
+
+def test_flags_are_those_of_the_program() -> None:
+    rows = [
+        (f"`{flag.name}`", f"`{flag.default}`" if flag.default else "", flag.usage.replace("|", r"\|"))
+        for flag in config.FLAGS
+    ]
+    expected = "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)
+
+    assert f"| flag | default | meaning |\n|---|---|---|\n{expected}\n\n" in README, f"write:\n{expected}"
+
+
+def test_exit_codes_are_those_of_the_program() -> None:
+    codes = column(README, "exit", "serving", "with `--once`")
+
+    assert codes == [str(int(code)) for code in Exit]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_flags_in_the_text_exist(page: Path) -> None:
+    # In ticks, and beginning with a dash: `--csi-address=/csi/csi.sock`, `-v=5`.
+    named = set(re.findall(r"`--?([a-zA-Z][\w-]*)[^`]*`", page.read_text()))
+
+    assert named
+    assert named <= {flag.name for flag in config.FLAGS} | {"h"}
+
+
+def test_arguments_of_the_manifest_are_accepted_without_a_warning() -> None:
+    manifest, *_ = code_blocks(README, "yaml")
+    sidecar = manifest.partition("name: liveness-probe")[2]
+    arguments = re.findall(r"^ +- (--\S+)$", sidecar, re.MULTILINE)
+
+    accepted = config.parse(arguments)
+
+    assert accepted.socket_path == "/csi/csi.sock"
+    assert not accepted.warnings
+    # What the kubelet waits must not end before the check does.
+    timeouts = [int(seconds) for seconds in re.findall(r"timeoutSeconds: (\d+)", manifest)]
+    assert timeouts
+    assert min(timeouts) >= accepted.probe_timeout
+
+
+def test_arguments_of_the_exec_probe_are_accepted() -> None:
+    found = re.search(r"command: \[/livenessprobe, (.*)\]\n +timeoutSeconds: (\d+)", README)
+    assert found
+
+    accepted = config.parse(found[1].split(", "))
+
+    assert accepted.once
+    assert int(found[2]) > accepted.connection_timeout + accepted.probe_timeout
+
+
+# ---- endpoints, verdicts, metrics: of the program beside a driver
+
+
+def test_endpoints_are_what_is_served(driver: FakeDriver, probe: program.Probe) -> None:
+    rows = table(README, "path", "healthy", "not ready", "unhealthy")
+    served = probe.wait_for_log(r'"Serving".* paths="([^"]*)"')[1].split()
+
+    seen: dict[str, list[str]] = {path: [] for path in served}
+    for behaviour in ("ready", "not-ready", "error"):
+        driver.set(behaviour)
+        for path in served:
+            seen[path].append(str(probe.get(path).status))
+
+    assert {path: statuses for path, *statuses in rows} == seen
+
+
+Case: TypeAlias = "Callable[[FakeDriver, ExitStack], object]"
+
+
+def _told(behaviour: fake_driver.Behaviour, **details: Any) -> Case:
+    return lambda driver, ends: driver.start().set(behaviour, **details)
+
+
+def _peer(peer: peers.Peer) -> Case:
+    return lambda driver, ends: ends.enter_context(peer(Path(driver.target)))
+
+
+# In the order of the table.
+CASES: dict[str, Case] = {
+    "ready": _told("ready"),
+    "not ready": _told("not-ready"),
+    "error": _told("error", message="broken"),
+    "unimplemented": _told("unimplemented"),
+    "undecodable": _told("raw", data=fake_driver.UNDECODABLE["no message at all"]),
+    "hang": _told("hang"),
+    "stopped": lambda driver, ends: driver.start().pause(),
+    "closes": _peer(peers.settings_then_close),
+    "missing": lambda driver, ends: None,
+    "stale": _peer(peers.stale_socket),
+    "full": _peer(peers.never_accepting),
+    "forbidden": _peer(peers.forbidden),
+    "file": _peer(peers.regular_file),
+    "no HTTP/2": _peer(peers.http1),
+}
+
+
+@pytest.mark.parametrize(("row", "case"), list(enumerate(CASES)), ids=list(CASES))
+def test_verdicts_are_those_of_the_program(row: int, case: str, socket_path: Path) -> None:
+    rows = table(README, "the driver", "verdict", "exit", "text")
+    assert len(rows) == len(CASES), "a row without a case, or a case without a row"
+    _, verdict, code, text = rows[row]
+    shown = re.search("`([^`]*)`", f"`{text}`" if "`" not in text else text)
+    assert shown
+    pattern = ".*".join(map(re.escape, shown[1].split("…")))
+    flags = [f"--csi-address={socket_path}", "--probe-timeout=500ms", "--connection-timeout=0s"]
+    # As root we may use any socket.
+    user = program.unprivileged() if case == "forbidden" else None
+
+    with ExitStack() as ends:
+        driver = FakeDriver(socket_path)
+        ends.callback(driver.kill)
+        CASES[case](driver, ends)
+        once = program.run_once([*flags, "--once"], user=user)
+        probe = ends.enter_context(program.Probe([*flags, "--http-endpoint=127.0.0.1:0"], user=user))
+        probe.get()
+        # The second, as some things show only when there was a failure.
+        answer = probe.get()
+
+    assert re.fullmatch(pattern, answer.text)
+    assert answer.status == (200 if verdict == "healthy" else 500)
+    assert once.returncode == int(code)
+    assert case == "stopped" or re.fullmatch(pattern, once.stdout.removesuffix("\n"))
+
+
+def test_metrics_are_those_of_the_program(driver: FakeDriver, probe: program.Probe) -> None:
+    rows = table(README, "metric", "type", "meaning")
+    for behaviour in ("ready", "error"):
+        driver.set(behaviour)
+        probe.get()
+
+    families = text_string_to_metric_families(probe.get("/metrics").text)
+    exported = {
+        family.name + ("_total" if family.type == "counter" else ""): family.type for family in families
+    }
+
+    assert {name: kind for name, kind, _ in rows} == exported
+
+
+# ---- the log
+
+
+def _literals(attributes: set[str], position: int) -> Iterator[tuple[str, ast.expr]]:
+    """File and argument at this position, of each call of a method with one of these names in the package."""
+    for path in sorted(PACKAGE.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr in attributes and len(node.args) > position:
+                yield path.name, node.args[position]
+
+
+def _messages(attributes: set[str], position: int) -> set[str]:
+    return {
+        argument.value
+        for _, argument in _literals(attributes, position)
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+    }
+
+
+def test_messages_of_the_log_are_explained(probe_factory: ProbeFactory, socket_path: Path) -> None:
+    # The flags' warnings are data in the sources, so the program is asked for these.
+    old = [f"--{flag.name}=1" for flag in config.FLAGS if flag.usage.startswith("Of older releases")]
+    flags = ["--http-endpoint=127.0.0.1:0", "--health-port=9808", f"--csi-address={socket_path}", *old]
+    probe = probe_factory(*flags, "--logging-format=json")
+    warnings = {json.loads(line)["msg"] for line in probe.log_lines} - {"Serving"}
+    assert len(warnings) == 2
+
+    explained = column(README, "message", "severity", "meaning", "what to do")
+    written = _messages(LOGGED_AT_0, 0) | _messages({"LogRecord"}, MESSAGE_OF_RECORD) | warnings
+
+    assert sorted(explained) == sorted(written)
+
+
+def test_messages_of_a_verbose_log_are_explained() -> None:
+    assert sorted(column(README, "message", "from", "meaning")) == sorted(_messages({"log"}, 1))
+
+
+def test_no_message_escapes_these_tests() -> None:
+    variable = [
+        (file, ast.unparse(argument))
+        for file, argument in _literals(LOGGED_AT_0, 0)
+        if not isinstance(argument, ast.Constant)
+    ]
+
+    # The warnings of the configuration.
+    assert variable == [("__main__.py", "message")]
+
+
+# ---- CONTRIBUTING
+
+
+def test_targets_are_those_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony
+
+    listed = [row.removeprefix("make ") for row in column(CONTRIBUTING, "target", "what it does")]
+
+    assert listed == phony[1].split()
+    assert listed == re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)
+
+
+def test_targets_in_the_text_exist() -> None:
+    code = re.findall(r"(?s)```sh\n(.*?)```|`([^`\n]+)`", README + CONTRIBUTING)
+    named = set(re.findall(r"(?m)^make ([a-z-]+)", "\n".join(map("\n".join, code))))
+
+    assert len(named) > 2
+    assert named <= {row.removeprefix("make ") for row in column(CONTRIBUTING, "target", "what it does")}
+
+
+def test_layout_names_each_module() -> None:
+    listed = column(CONTRIBUTING, "file", "what is in it, and its rule")
+
+    modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.glob("*.py")}
+    assert {path for path in listed if path.startswith("livenessprobe/")} == modules
+    assert not [path for path in listed if not (ROOT / path).exists()]
+
+
+def test_imports_are_as_told() -> None:
+    # A module's name in ticks; table() has taken them from one that stands alone.
+    told = {
+        module: set(re.findall("`([a-z_0-9]+)`", cell)) or {cell}
+        for module, cell in table(CONTRIBUTING, "module", "may import")
+    }
+    seen: dict[str, set[str]] = {}
+    for path in PACKAGE.glob("*.py"):
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "livenessprobe":
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("livenessprobe."):
+                modules.add(str(node.module).split(".")[1])
+        seen[path.stem] = modules - {"__version__"} - told["everyone"]
+
+    assert {module: modules for module, modules in told.items() if module != "everyone"} == {
+        module: modules for module, modules in seen.items() if modules
+    }
+
+
+# ---- all pages
+
+
+def _anchors(page: str) -> set[str]:
+    """What the headings of a page are called in links, as hosting sites do it."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match("https://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        if not file.exists() or (anchor and anchor not in _anchors(file.read_text())):
+            broken.append(target)
+
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_shell_examples_can_be_parsed(page: Path) -> None:
+    for block in code_blocks(page.read_text(), "sh"):
+        for line in block.splitlines():
+            shlex.split(line, comments=True)
+
+
+def test_changelog_has_this_version() -> None:
+    page = (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## \[(.*?)\]", page, re.MULTILINE)
+
+    assert headings
+    assert headings[0] in ("Unreleased", __version__)
+    assert __version__ in page

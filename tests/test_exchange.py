@@ -1,0 +1,273 @@
+"""exchange.py: heads of requests in, bytes of answers out, read by the standard library's own HTTP client."""
+
+from __future__ import annotations
+
+import io
+import logging
+from email.utils import parsedate_to_datetime
+from http.client import HTTPResponse
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from livenessprobe.exchange import LONGEST_HEAD, Exchange, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from email.message import Message
+
+    from livenessprobe.exchange import Reply
+
+HOST = b"Host: x\r\n"
+
+# What a server must refuse: each with its status.
+MALFORMED: dict[str, tuple[bytes, int]] = {
+    "junk": (b"\xff\xfe\x00\x01\r\n\r\n", 400),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\n", 400),
+    "one word": (b"GET\r\n\r\n", 400),
+    "HTTP/0.9": (b"GET /healthz\r\n\r\n", 400),
+    "four words": (b"GET /healthz x HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "two spaces": (b"GET  /healthz HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "tab": (b"GET\t/healthz\tHTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "space first": (b" GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "no method": (b" /healthz HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "bad method": (b"G(ET /healthz HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "no target": (b"GET HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "relative target": (b"GET healthz HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "other scheme": (b"GET ftp://x/healthz HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "no authority": (b"GET http:///healthz HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "control character in the target": (b"GET /health\x7fz HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "NUL in the target": (b"GET /healthz\0 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "CONNECT": (b"CONNECT x:1 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "lower case protocol": (b"GET /healthz http/1.1\r\n" + HOST + b"\r\n", 400),
+    "other protocol": (b"GET /healthz RTSP/1.0\r\n" + HOST + b"\r\n", 400),
+    "HTTP/1": (b"GET /healthz HTTP/1\r\n" + HOST + b"\r\n", 400),
+    "HTTP/1.10": (b"GET /healthz HTTP/1.10\r\n" + HOST + b"\r\n", 400),
+    "HTTP/11.1": (b"GET /healthz HTTP/11.1\r\n" + HOST + b"\r\n", 400),
+    "HTTP/3": (b"GET /healthz HTTP/3.0\r\n" + HOST + b"\r\n", 400),
+    "HTTP/-1.1": (b"GET /healthz HTTP/-1.1\r\n" + HOST + b"\r\n", 400),
+    "other digits": ("GET /healthz HTTP/1.\u0661\r\n".encode() + HOST + b"\r\n", 400),
+    "protocol, then more": (b"GET /healthz HTTP/1.1 x\r\n" + HOST + b"\r\n", 400),
+    "carriage return within": (b"GET /healthz HTTP/1.1\rx\r\n" + HOST + b"\r\n", 400),
+    "no Host": (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+    "two Hosts": (b"GET /healthz HTTP/1.1\r\n" + HOST + HOST + b"\r\n", 400),
+    "two Hosts, HTTP/1.0": (b"GET /healthz HTTP/1.0\r\n" + HOST + HOST + b"\r\n", 400),
+    "no colon": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"junk\r\n\r\n", 400),
+    "no field name": (b"GET /healthz HTTP/1.1\r\n" + HOST + b": x\r\n\r\n", 400),
+    "space before the colon": (b"GET /healthz HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+    "space in a field name": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"a b: c\r\n\r\n", 400),
+    "folded field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: b\r\n c\r\n\r\n", 400),
+    "first field folded": (b"GET /healthz HTTP/1.1\r\n x: y\r\n" + HOST + b"\r\n", 400),
+    "NUL in a field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: \0\r\n\r\n", 400),
+    "carriage return in a field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: b\rC: d\r\n\r\n", 400),
+    "escape in a field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: \x1b[31m\r\n\r\n", 400),
+    "negative length": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n", 400),
+    "no length": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length:\r\n\r\n", 400),
+    "length in words": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length: one\r\n\r\n", 400),
+    "head too long": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: " + b"a" * LONGEST_HEAD + b"\r\n\r\n", 431),
+    "target too long": (b"GET /" + b"a" * LONGEST_HEAD + b" HTTP/1.1\r\n" + HOST + b"\r\n", 431),
+    "too many fields": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A:b\r\n" * 4000 + b"\r\n", 431),
+}
+
+# What is odd, and right all the same.
+FINE: dict[str, bytes] = {
+    "HTTP/1.1": b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n",
+    "HTTP/1.0": b"GET /healthz HTTP/1.0\r\n\r\n",
+    "HTTP/1.0 with Host": b"GET /healthz HTTP/1.0\r\n" + HOST + b"\r\n",
+    "HTTP/1.2": b"GET /healthz HTTP/1.2\r\n" + HOST + b"\r\n",
+    "line feeds alone": b"GET /healthz HTTP/1.1\nHost: x\n\n",
+    "mixed line ends": b"GET /healthz HTTP/1.1\r\nHost: x\n\r\n",
+    "query": b"GET /healthz?verbose=1&a=/b?c HTTP/1.1\r\n" + HOST + b"\r\n",
+    "empty query": b"GET /healthz? HTTP/1.1\r\n" + HOST + b"\r\n",
+    "fragment": b"GET /healthz#top HTTP/1.1\r\n" + HOST + b"\r\n",
+    "percent-encoding": b"GET /%68ealth%7A HTTP/1.1\r\n" + HOST + b"\r\n",
+    "absolute form": b"GET http://other:80/healthz?a HTTP/1.1\r\n" + HOST + b"\r\n",
+    "absolute form in capitals": b"GET HTTPS://OTHER/healthz HTTP/1.1\r\n" + HOST + b"\r\n",
+    "empty Host": b"GET /healthz HTTP/1.1\r\nHost:\r\n\r\n",
+    "host in capitals": b"GET /healthz HTTP/1.1\r\nHOST:x\r\n\r\n",
+    "space around a value": b"GET /healthz HTTP/1.1\r\nHost:  \t x \t\r\n\r\n",
+    "empty value": b"GET /healthz HTTP/1.1\r\n" + HOST + b"A:\r\n\r\n",
+    "Latin-1 value": b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: \xe9\r\n\r\n",
+    "odd field name": b"GET /healthz HTTP/1.1\r\n" + HOST + b"!#$%&'*+.^_`|~-: x\r\n\r\n",
+    "kept alive": b"GET /healthz HTTP/1.1\r\n" + HOST + b"Connection: keep-alive\r\n\r\n",
+    "upgrade": b"GET /healthz HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+    "expectation": b"GET /healthz HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\n\r\n",
+    "length": b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\n",
+    "longest head": b"GET /healthz HTTP/1.0\r\nA: " + b"a" * (LONGEST_HEAD - 30) + b"\r\n\r\n",
+}
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Message
+    body: bytes
+
+
+class Memory:
+    """What http.client takes for a socket."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
+
+
+def read_answer(data: bytes, method: str = "GET") -> Answer:
+    response = HTTPResponse(Memory(data), method=method)  # type: ignore[arg-type]
+    response.begin()
+    answer = Answer(response.status, response.headers, response.read())
+    rest = data.partition(b"\r\n\r\n")[2]
+    assert rest == answer.body, "nothing must follow the answer"
+    return answer
+
+
+def healthz(reply: Reply) -> None:
+    reply(Response(500, b"no disk"))
+
+
+def exchange(head: bytes) -> tuple[Exchange, bytes]:
+    sent: list[bytes] = []
+    exchange = Exchange(head, {"/healthz": healthz, "/b/%": healthz}, sent.append)
+    exchange.handle()
+    (answer,) = sent
+    return exchange, answer
+
+
+@pytest.fixture
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """What exchange.py logs, whatever the verbosity that other tests have set."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign,assignment]
+    logger = logging.getLogger("livenessprobe.exchange")
+    level = logger.level
+    logger.setLevel(1)
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize("head", FINE.values(), ids=FINE)
+def test_fine(head: bytes) -> None:
+    assert len(head) <= LONGEST_HEAD
+    status, headers, body = read_answer(exchange(head)[1])
+
+    assert (status, body) == (500, b"no disk")
+    assert headers["Content-Type"] == "text/plain; charset=utf-8"
+
+
+@pytest.mark.parametrize(("head", "expected"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed(head: bytes, expected: int, logged: list[logging.LogRecord]) -> None:
+    # Given as much of it as a server keeps.
+    status, _, body = read_answer(exchange(head[:LONGEST_HEAD])[1])
+
+    assert status == expected
+    assert body.startswith(b"Bad Request: " if expected == 400 else b"Request Header Fields Too Large: ")
+    # Verbosity 4, so that a port scan does not fill a log.
+    assert [logging.INFO - record.levelno for record in logged] == [4] * (expected == 400)
+
+
+@pytest.mark.parametrize("missing", [b"\r\n", b"\r\n\r\n", b"\n"])
+def test_a_head_without_its_end_is_none(missing: bytes) -> None:
+    head = FINE["HTTP/1.1"].removesuffix(missing)
+
+    assert read_answer(exchange(head)[1]).status == 431
+
+
+def test_the_longest_head_is_as_long_as_may_be() -> None:
+    assert len(FINE["longest head"]) == LONGEST_HEAD
+
+
+def test_headers_are_exact() -> None:
+    _, headers, _ = read_answer(exchange(FINE["HTTP/1.1"])[1])
+    date = headers["Date"]
+
+    assert headers.items() == [
+        ("Date", date),
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Content-Length", "7"),
+        ("Connection", "close"),
+    ]
+    assert parsedate_to_datetime(date).strftime("%a, %d %b %Y %H:%M:%S GMT") == date
+
+
+def test_dates_are_as_http_writes_them() -> None:
+    assert exchange(FINE["HTTP/1.1"])[0].date_time_string(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+def test_head_is_get_without_the_body() -> None:
+    _, get = exchange(FINE["HTTP/1.1"])
+    _, head = exchange(FINE["HTTP/1.1"].replace(b"GET", b"HEAD"))
+
+    status, headers, body = read_answer(head, "HEAD")
+    assert (status, headers["Content-Length"], body) == (500, "7", b"")
+    assert [name for name, _ in headers.items()] == read_answer(get).headers.keys()
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "get", "BREW"])
+def test_other_methods(method: str) -> None:
+    status, headers, body = read_answer(exchange(f"{method} /healthz HTTP/1.0\r\n\r\n".encode())[1])
+
+    assert (status, headers["Allow"], body) == (405, "GET, HEAD", b"Method Not Allowed")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/",
+        "/healthz/",
+        "/Healthz",
+        "//healthz",
+        "/x/../healthz",
+        "*",
+        "/%",
+        "/%00",
+        "/\xff",
+        "http://x",
+        "/?a",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_other_paths(method: str, target: str) -> None:
+    status, headers, body = read_answer(exchange(f"{method} {target} HTTP/1.0\r\n\r\n".encode("latin-1"))[1])
+
+    assert (status, body) == (404, b"Not Found")
+    assert "Allow" not in headers
+
+
+def test_a_percent_sign_in_a_path_is_encoded_once() -> None:
+    assert read_answer(exchange(b"GET /b/%25 HTTP/1.0\r\n\r\n")[1]).status == 500
+    assert read_answer(exchange(b"GET /b/%2525 HTTP/1.0\r\n\r\n")[1]).status == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "has_body"),
+    [
+        (b"", False),
+        (b"Content-Length: 0\r\n", False),
+        (b"Content-Length: 00000000000000000000\r\n", False),
+        (b"Content-Length: 1\r\n", True),
+        (b"Content-Length: " + b"9" * 5000 + b"\r\n", True),
+        (b"Content-Length: 1\r\nContent-Length: 0\r\n", True),
+        (b"Transfer-Encoding: chunked\r\n", True),
+        (b"expect: 100-continue\r\n", True),
+    ],
+)
+def test_a_body_to_come_is_known(fields: bytes, has_body: bool) -> None:
+    assert exchange(b"POST /healthz HTTP/1.0\r\n" + fields + b"\r\n")[0].has_body is has_body
+
+
+def test_answers_may_come_later() -> None:
+    replies: list[Reply] = []
+    sent: list[bytes] = []
+    Exchange(FINE["HTTP/1.1"], {"/healthz": replies.append}, sent.append).handle()
+    assert not sent
+
+    replies[0](Response(200, b"ok", "text/x"))
+
+    status, headers, body = read_answer(sent[0])
+    assert (status, headers["Content-Type"], body) == (200, "text/x", b"ok")

@@ -1,0 +1,103 @@
+"""Postponed imports: in a Python of their own each, since they change what every later import finds."""
+
+import json
+import subprocess
+import sys
+
+import program
+import pytest
+
+from livenessprobe.late import UNUSED
+
+LOADED = """
+import sys
+names = [name for name in late.UNUSED if not isinstance(sys.modules.get(name), late.Postponed)]
+"""
+
+
+def python(code: str) -> str:
+    """What some lines print that are run after `late` was imported."""
+    start = f"import sys; sys.path.insert(0, {str(program.ROOT)!r}); from livenessprobe import late\n"
+    # Isolated: coverage, which this Python may be measured with, loads some of them itself.
+    command = [sys.executable, "-I", "-c", start + code]
+    return subprocess.run(command, capture_output=True, check=True, text=True, timeout=30).stdout.strip()
+
+
+def test_a_postponed_module_is_loaded_at_its_first_use() -> None:
+    code = """
+late.postpone({"colorsys": {}})
+import colorsys
+print(type(colorsys).__name__, colorsys.rgb_to_hsv(1, 1, 1), type(sys.modules["colorsys"]).__name__)
+"""
+    assert python(code) == "Postponed (0.0, 0.0, 1) module"
+
+
+def test_what_is_copied_at_import_is_there_without_loading() -> None:
+    code = """
+late.postpone({"colorsys": {"rgb_to_hsv": 1}})
+from colorsys import rgb_to_hsv
+print(rgb_to_hsv, type(sys.modules["colorsys"]).__name__)
+from colorsys import hsv_to_rgb
+print(hsv_to_rgb.__name__, type(sys.modules["colorsys"]).__name__)
+"""
+    assert python(code).split("\n") == ["1 Postponed", "hsv_to_rgb module"]
+
+
+def test_a_child_is_found_in_its_package() -> None:
+    code = """
+late.postpone({"xml.sax": {}})
+import xml.sax
+print(type(xml.sax).__name__, xml.sax.SAXException.__name__, type(xml.sax).__name__)
+"""
+    assert python(code) == "Postponed SAXException module"
+
+
+def test_a_module_that_is_loaded_stays() -> None:
+    code = """
+import colorsys
+late.postpone({"colorsys": {"rgb_to_hsv": 1}})
+print(sys.modules["colorsys"] is colorsys, callable(colorsys.rgb_to_hsv))
+"""
+    assert python(code) == "True True"
+
+
+def test_one_that_does_not_exist_says_so_at_its_use() -> None:
+    code = """
+late.postpone({"no_such_module": {}})
+import no_such_module
+try:
+    no_such_module.anything
+except ImportError as error:
+    print(error)
+"""
+    assert python(code) == "No module named 'no_such_module'"
+
+
+# inspect is what newer versions of dataclasses use, and prometheus_client.
+@pytest.mark.parametrize(
+    ("modules", "used"),
+    [
+        ("livenessprobe.app", {"inspect"}),
+        ("livenessprobe.app, livenessprobe.driver", {"inspect"}),
+        ("livenessprobe.app, livenessprobe.driver, livenessprobe.metrics", {"inspect"}),
+    ],
+)
+def test_the_program_leaves_unloaded_what_it_does_not_use(modules: str, used: set[str]) -> None:
+    """Else a new version of a library has found a use for one, and the table promises what it does not keep."""
+    code = f"""
+late.postpone(late.UNUSED)
+import {modules}
+{LOADED}
+import json
+print(json.dumps(names))
+"""
+    assert set(json.loads(python(code))) <= used
+
+
+def test_every_entry_of_the_table_is_imported_by_something() -> None:
+    code = """
+import http.server, grpc, google.protobuf.wrappers_pb2, prometheus_client, dataclasses
+print(*(name for name in late.UNUSED if name not in sys.modules))
+"""
+    assert python(code) == ""
+    assert UNUSED

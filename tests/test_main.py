@@ -1,0 +1,432 @@
+"""The command line as a real process: what it prints and exits with, and the argument lists found in the field."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import program
+import pytest
+from fake_driver import FakeDriver
+
+from livenessprobe import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import ProbeFactory
+
+DEFAULT_PORT = 9808
+DEFAULT_SOCKET = Path("/run/csi/socket")
+ERROR_LINE = re.compile(
+    r"E\d{4} \d\d:\d\d:\d\d\.\d{6} [ \d]{6}\d \w+\.py:\d+\] "
+    r'"Bad configuration" err="(?P<err>[^"]+)" flag="(?P<flag>[\w-]+)" value="(?P<value>(?:[^"\\]|\\.)*)"'
+)
+
+
+# ---- what ends at once
+
+
+def test_version() -> None:
+    done = program.run_once(["--version"])
+
+    python = ".".join(map(str, sys.version_info[:2]))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(
+        rf"livenessprobe {re.escape(__version__)} \(Python {re.escape(python)}\.\S+, grpcio 1\.\d+\.\d+\)\n",
+        done.stdout,
+    )
+
+
+@pytest.mark.parametrize("argument", ["-h", "--help"])
+def test_help(argument: str) -> None:
+    done = program.run_once(["--v=1", argument])
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("Usage of livenessprobe:\n  -csi-address string\n    \t")
+    assert "\n  -probe-timeout duration\n    \tThe longest one check may take" in done.stderr
+    assert "(default 3s)\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--no-such-flag"], "flag provided but not defined: -no-such-flag"),
+        (["--feature-gates=A=true"], "flag provided but not defined: -feature-gates"),
+        (
+            ["--probe-timeout=5"],
+            'invalid value "5" for flag -probe-timeout: missing unit in duration: write 5s',
+        ),
+        (["--csi-address"], "flag needs an argument: -csi-address"),
+        (["--once", "false"], 'unexpected argument "false"'),
+        (["stray", "--once"], 'unexpected argument "stray"'),
+        (["---v=1"], 'bad flag syntax: "---v=1"'),
+        (["--v=x\n\x1b[2J"], r'invalid value "x\n\x1b[2J" for flag -v: '),
+        (["--v=1", "--version", "-"], 'unexpected argument "-"'),
+    ],
+)
+def test_a_flag_error_exits_2_with_the_usage(arguments: list[str], said: str) -> None:
+    done = program.run_once(arguments)
+
+    message, _, usage = done.stderr.partition("\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message.startswith(said)
+    assert usage.startswith("Usage of livenessprobe:\n")
+    assert "Traceback" not in usage
+
+
+REFUSED: dict[str, tuple[list[str], str, str, str]] = {
+    # name: arguments (PORT: one that is in use), flag, value, reason
+    "health port in use": (["--health-port=PORT"], "health-port", "PORT", "address already in use"),
+    "endpoint in use": (
+        ["--http-endpoint=127.0.0.1:PORT"],
+        "http-endpoint",
+        "127.0.0.1:PORT",
+        "address already in use",
+    ),
+    "metrics address in use": (
+        ["--health-port=0", "--metrics-address=localhost:PORT"],
+        "metrics-address",
+        "localhost:PORT",
+        "address already in use",
+    ),
+    "address not ours": (
+        ["--http-endpoint=192.0.2.1:0"],
+        "http-endpoint",
+        "192.0.2.1:0",
+        "cannot assign requested address",
+    ),
+    "unresolvable host": (
+        ["--http-endpoint=host.invalid:80"],
+        "http-endpoint",
+        "host.invalid:80",
+        "cannot resolve the host",
+    ),
+    "host no resolver takes": (
+        [f"--http-endpoint={'x' * 64}.example:80"],
+        "http-endpoint",
+        "x" * 64 + ".example:80",
+        "",
+    ),
+    "bad health port": (["--health-port=http"], "health-port", "http", "bad port"),
+    "port too large": (["--http-endpoint=:65536"], "http-endpoint", ":65536", "bad port"),
+    "no port": (["--metrics-address=localhost"], "metrics-address", "localhost", "missing port"),
+    "two ports": (
+        ["--http-endpoint=:9900", "--health-port=9901"],
+        "health-port",
+        "9901",
+        "excluded by http-endpoint",
+    ),
+    "two metrics": (
+        ["--http-endpoint=:9900", "--metrics-address=:9901"],
+        "metrics-address",
+        ":9901",
+        "excluded by http-endpoint",
+    ),
+    "bad metrics path": (
+        ["--metrics-path=metrics", "--http-endpoint=:0"],
+        "metrics-path",
+        "metrics",
+        "must begin with a slash",
+    ),
+    "metrics on health's path": (
+        ["--metrics-path=/healthz", "--http-endpoint=:0"],
+        "metrics-path",
+        "/healthz",
+        "serves health",
+    ),
+    "unknown log format": (
+        ["--logging-format=yaml"],
+        "logging-format",
+        "yaml",
+        "unknown log format: write text or json",
+    ),
+    "relative path": (["--csi-address=csi/csi.sock"], "csi-address", "csi/csi.sock", "not an absolute path"),
+    "a Windows path": (
+        [r"--csi-address=unix://C:\\csi\\csi.sock", "--probe-timeout=30s", "--health-port=29603"],
+        "csi-address",
+        r"unix://C:\\csi\\csi.sock",
+        "not an absolute path",
+    ),
+    "path too long": ([f"--csi-address=/{'x' * 107}"], "csi-address", "/" + "x" * 107, "at most 107"),
+    "no time": (["--probe-timeout=0s"], "probe-timeout", "0s", "must be longer than 0s"),
+    "negative time": (["--connection-timeout=-1s"], "connection-timeout", "-1s", "must not be below 0s"),
+    "control characters": (
+        ["--metrics-path=a\nE1123 forged\x1b[2J"],
+        "metrics-path",
+        "a\nE1123 forged\x1b[2J",
+        "must begin with a slash",
+    ),
+}
+
+
+@pytest.fixture
+def taken_port() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield str(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_configuration_exits_1_with_one_line(case: str, taken_port: str) -> None:
+    arguments, flag, value, reason = REFUSED[case]
+    arguments = [argument.replace("PORT", taken_port) for argument in arguments]
+
+    done = program.run_once(arguments)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    line = ERROR_LINE.fullmatch(done.stderr.removesuffix("\n"))
+    assert line, done.stderr
+    assert line["flag"] == flag
+    quoted = value.replace("PORT", taken_port).replace("\\", "\\\\")
+    assert line["value"] == quoted.replace("\n", r"\n").replace("\x1b", r"\x1b")
+    assert reason in line["err"]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("argument", ["--health-port=x", "--health-port=PORT"])
+def test_bad_configuration_in_json_is_one_line_of_json(argument: str, taken_port: str) -> None:
+    argument = argument.replace("PORT", taken_port)
+    done = program.run_once([argument, "--logging-format=json"])
+
+    line = json.loads(done.stderr)
+    assert done.returncode == 1
+    assert list(line) == ["ts", "caller", "msg", "err", "flag", "value"]
+    assert (line["flag"], line["value"]) == ("health-port", argument.partition("=")[2])
+
+
+def test_two_servers_on_one_port() -> None:
+    port = program.free_port()
+    done = program.run_once([f"--health-port={port}", f"--metrics-address=:{port}"])
+
+    line = ERROR_LINE.fullmatch(done.stderr.removesuffix("\n"))
+    assert done.returncode == 1
+    assert line, done.stderr
+    assert (line["flag"], line["value"]) == ("metrics-address", f":{port}")
+    assert "address already in use" in line["err"]
+
+
+# ---- argument lists of the field; ADDRESS: the driver's socket, PORT: a free port, PORT2: another one
+
+FIELD = {
+    "EBS controller with metrics": "ADDRESS --probe-timeout=60s --health-port=PORT --metrics-address=0.0.0.0:PORT2",
+    "SMB": "ADDRESS --probe-timeout=3s --http-endpoint=127.0.0.1:PORT --v=2",
+    "NFS": "ADDRESS --probe-timeout=3s --http-endpoint=localhost:PORT --v=2",
+    "azuredisk node": "ADDRESS --probe-timeout=10s --http-endpoint=localhost:PORT --v=2",
+    "secrets-store": "ADDRESS --probe-timeout=3s --http-endpoint=0.0.0.0:PORT -v=2",
+    "azurelustre": "ADDRESS --probe-timeout=120s --health-port=PORT --v=2",
+    "OpenShift": "ADDRESS --http-endpoint=127.0.0.1:PORT --v=4",
+    "OpenShift on the pod network": "ADDRESS --health-port=PORT --v=4",
+    "IBM scale": "--health-port=PORT ADDRESS --v=5 --probe-timeout=20s",
+    "JuiceFS": "ADDRESS --health-port=PORT",
+    "hostpath": "ADDRESS --health-port=PORT",
+    "TopoLVM": "ADDRESS --http-endpoint=:PORT",
+    "port and its default": "ADDRESS --http-endpoint=127.0.0.1:PORT --health-port=9808",
+}
+# These take the default port, and so the tests do.
+FIELD_DEFAULT_PORT = {
+    "EBS node": "ADDRESS",
+    "EBS Windows": "--csi-address=unix:SOCKET",
+    "EBS controller": "ADDRESS --probe-timeout=60s",
+    "vSphere, Longhorn": "--v=4 ADDRESS",
+    "cinder": "-v=5 ADDRESS",
+}
+
+
+@pytest.fixture
+def default_port() -> int:
+    """Nobody else listens there."""
+    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(("", DEFAULT_PORT))
+        except OSError as error:
+            pytest.skip(f"port {DEFAULT_PORT}: {error}")
+    return DEFAULT_PORT
+
+
+def filled_in(arguments: str, **values: object) -> list[str]:
+    text = arguments.replace("ADDRESS", "--csi-address=SOCKET")
+    return [
+        re.sub(r"SOCKET|PORT2|PORT", lambda found: str(values[found[0]]), argument)
+        for argument in text.split()
+    ]
+
+
+def answers(probe: program.Probe, port: int, metrics: str) -> None:
+    """As the kubelet asks, twice at a time; metrics on `same` server, a server of their `own`, or `none`."""
+    assert probe.address()[1] == port
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(probe.get, ["/healthz"] * 2))
+    assert [(answer.status, answer.text) for answer in both] == [(200, "ok")] * 2
+    assert probe.get("/metrics").status == (200 if metrics == "same" else 404)
+    if metrics == "own":
+        assert probe.get("/metrics", listener=1).status == 200
+        assert probe.get("/healthz", listener=1).status == 404
+
+
+@pytest.mark.parametrize("who", FIELD)
+def test_argument_lists_of_the_field(probe_factory: ProbeFactory, driver: FakeDriver, who: str) -> None:
+    port, other = program.free_port(), program.free_port()
+    arguments = filled_in(FIELD[who], SOCKET=driver.target, PORT=port, PORT2=other)
+    own = "--metrics-address" in FIELD[who]
+
+    probe = probe_factory(*arguments, listeners=1 + own)
+
+    answers(probe, port, "own" if own else "same" if "http-endpoint" in FIELD[who] else "none")
+
+
+@pytest.mark.parametrize("who", FIELD_DEFAULT_PORT)
+def test_argument_lists_of_the_field_on_the_default_port(
+    probe_factory: ProbeFactory, driver: FakeDriver, default_port: int, who: str
+) -> None:
+    probe = probe_factory(*filled_in(FIELD_DEFAULT_PORT[who], SOCKET=driver.target))
+
+    answers(probe, default_port, "none")
+
+
+def test_no_arguments(probe_factory: ProbeFactory, default_port: int) -> None:
+    """As Hetzner runs it. Only root can put a driver where it then looks for one."""
+    with contextlib.ExitStack() as cleaning:
+        expected = (200, "ok")
+        if DEFAULT_SOCKET.exists():
+            pytest.skip(f"{DEFAULT_SOCKET} is there already")
+        try:
+            if not DEFAULT_SOCKET.parent.exists():
+                DEFAULT_SOCKET.parent.mkdir()
+                cleaning.callback(DEFAULT_SOCKET.parent.rmdir)
+            cleaning.callback(DEFAULT_SOCKET.unlink, missing_ok=True)
+            cleaning.enter_context(FakeDriver(DEFAULT_SOCKET))
+        except PermissionError:
+            expected = (500, f"cannot connect to {DEFAULT_SOCKET}: no such file or directory")
+        probe = probe_factory()
+
+        assert probe.address()[1] == default_port
+        answer = probe.get()
+        assert (answer.status, answer.text) == expected
+
+
+def test_flags_of_older_releases_warn_once_each_and_serve(
+    probe_factory: ProbeFactory, driver: FakeDriver
+) -> None:
+    old = [
+        "--logtostderr",
+        "-alsologtostderr=false",
+        "--stderrthreshold",
+        "INFO",
+        "--log_dir=/x",
+        "--one_output",
+    ]
+    probe = probe_factory(*old, f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0")
+
+    assert probe.get().text == "ok"
+    warnings = [line for line in probe.log_lines if line.startswith("W")]
+    assert [re.findall(r' flag="(\w+)"$', line) for line in warnings] == [
+        ["logtostderr"],
+        ["alsologtostderr"],
+        ["stderrthreshold"],
+        ["log_dir"],
+        ["one_output"],
+    ]
+
+
+# ---- standard descriptors
+
+
+@contextlib.contextmanager
+def in_a_shell(script: str, *args: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """The program as a shell starts it: `exec "$@"` and redirections. It must end well on SIGTERM."""
+    command = ["/bin/sh", "-c", script, "sh", *program.built(), *args]
+    with subprocess.Popen(command, cwd=program.ROOT, **options) as process:
+        try:
+            yield process
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(5) == 0
+        finally:
+            process.kill()
+
+
+def ask(port: int, process: subprocess.Popen[bytes]) -> bytes:
+    """All the program sends on a new connection; waits until it listens, of which nothing else tells here."""
+    end = time.monotonic() + 10
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 10) as connection:
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                return b"".join(iter(lambda: connection.recv(65536), b""))
+        except ConnectionRefusedError:
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def split(answer: bytes) -> tuple[bytes, bytes]:
+    """Status line and body, of an answer with nothing before, behind or between."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *fields = head.split(b"\r\n")
+    assert all(re.fullmatch(rb"[A-Za-z-]+: [^\r\n]+", field) for field in fields)
+    assert f"Content-Length: {len(body)}".encode() in fields
+    return status, body
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors(driver: FakeDriver, redirection: str) -> None:
+    """No socket gets such a number: or the log would go to a client, or to the driver."""
+    port = program.free_port()
+    arguments = ("-v=5", f"--csi-address={driver.target}", f"--http-endpoint=127.0.0.1:{port}")
+    with in_a_shell(f'exec "$@" {redirection}', *arguments, stderr=subprocess.PIPE) as process:
+        assert split(ask(port, process)) == (b"HTTP/1.1 200 OK", b"ok")
+        driver.set("error", message="disk gone")
+        assert split(ask(port, process)) == (
+            b"HTTP/1.1 500 Internal Server Error",
+            b"rpc error: code = Internal desc = disk gone",
+        )
+        driver.set("unset")
+        assert [split(ask(port, process))[1] for _ in range(3)] == [b"ok"] * 3
+        targets = [Path(f"/proc/{process.pid}/fd/{number}").readlink() for number in range(3)]
+        closed = {number for number, sign in enumerate(("<&-", " >&-", "2>&-")) if sign in f" {redirection}"}
+        assert {number for number, target in enumerate(targets) if str(target) == os.devnull} >= closed
+        assert not any(str(target).startswith(("socket:", "anon_inode:")) for target in targets)
+
+
+def full_pipe() -> tuple[int, Callable[[], None]]:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, resource.getpagesize())
+    return writer, lambda: os.close(reader)
+
+
+def nobody_reads() -> tuple[int, Callable[[], None]]:
+    writer, close = full_pipe()
+    close()
+    return writer, lambda: None
+
+
+def full_device() -> tuple[int, Callable[[], None]]:
+    return os.open("/dev/full", os.O_WRONLY), lambda: None
+
+
+@pytest.mark.parametrize("errors", [full_pipe, nobody_reads, full_device])
+def test_a_log_that_takes_nothing_does_not_stop_the_service(
+    driver: FakeDriver, errors: Callable[[], tuple[int, Callable[[], None]]]
+) -> None:
+    port = program.free_port()
+    arguments = ("-v=5", f"--csi-address={driver.target}", f"--http-endpoint=127.0.0.1:{port}")
+    descriptor, close = errors()
+    try:
+        with in_a_shell('exec "$@"', *arguments, stderr=descriptor) as process:
+            for _ in range(30):
+                assert split(ask(port, process)) == (b"HTTP/1.1 200 OK", b"ok")
+    finally:
+        os.close(descriptor)
+        close()

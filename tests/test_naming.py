@@ -1,0 +1,190 @@
+"""Learning the driver's name: a driver that tests answer for, real threads, and nothing but events to wait for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import contextmanager
+from queue import Empty, Queue
+from typing import TYPE_CHECKING
+
+import pytest
+
+from livenessprobe.naming import LONGEST_DELAY, Naming
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOTHING = ("", "")  # there was no connection
+
+
+class Driver:
+    """Tells when it is asked, and answers when the test does."""
+
+    def __init__(self) -> None:
+        self.asked: Queue[float] = Queue()
+        self.answers: Queue[tuple[str, str]] = Queue()
+        self.socket = 1
+
+    def name(self, timeout: float) -> tuple[str, str]:
+        self.asked.put(timeout)
+        return self.answers.get(timeout=10)
+
+    def identity(self) -> int:
+        return self.socket
+
+    def answer(self, name: str, problem: str = "") -> None:
+        """Wait until it is asked, then answer."""
+        assert self.asked.get(timeout=10) == 3.0
+        self.answers.put((name, problem))
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.driver = Driver()
+        self.learnt: Queue[str] = Queue()
+        self.naming = Naming(self.driver, 3.0, self.learnt.put)
+        self._thread = threading.Thread(target=self.naming.run)
+
+    @contextmanager
+    def running(self) -> Iterator[Scene]:
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Whatever it had to say has been said then."""
+        self.naming.close()
+        self.driver.answers.put(NOTHING)  # for an attempt that may be under way
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def replace_driver(self) -> None:
+        self.driver.socket += 1
+        self.naming.reached()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with Scene().running() as running:
+        yield running
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "livenessprobe.naming")
+    return caplog
+
+
+def test_the_name_is_learnt_and_told_once(scene: Scene, log: pytest.LogCaptureFixture) -> None:
+    scene.driver.answer("one.csi")
+    assert scene.learnt.get(timeout=10) == "one.csi"
+    scene.replace_driver()
+    scene.driver.answer("one.csi")
+    scene.replace_driver()
+    scene.driver.answer("two.csi")
+    assert scene.learnt.get(timeout=10) == "two.csi"
+    scene.end()
+
+    assert scene.learnt.empty()
+    assert [(line.msg, line.args) for line in log.records] == [
+        ("Learnt the CSI driver's name", {"driver": "one.csi"}),
+        ("Learnt the CSI driver's name", {"driver": "two.csi"}),
+    ]
+
+
+def test_a_driver_that_is_the_same_is_not_asked_again(scene: Scene) -> None:
+    scene.driver.answer("one.csi")
+    scene.learnt.get(timeout=10)
+    for _ in range(100):
+        scene.naming.reached()
+
+    with pytest.raises(Empty):
+        scene.driver.asked.get(timeout=0.2)
+
+
+def test_what_goes_wrong_is_said_once_until_it_changes(scene: Scene, log: pytest.LogCaptureFixture) -> None:
+    for problem in ("broken", "broken", "otherwise", "", "otherwise"):
+        scene.driver.answer("", problem)
+        scene.replace_driver()
+    scene.driver.answer("one.csi")
+    assert scene.learnt.get(timeout=10) == "one.csi"
+    scene.end()
+
+    assert [line.args for line in log.records if line.levelno == logging.WARNING] == [
+        {"reason": "broken"},
+        {"reason": "otherwise"},
+        {"reason": "otherwise"},
+    ]
+
+
+def test_no_connection_is_not_worth_a_line(scene: Scene, log: pytest.LogCaptureFixture) -> None:
+    scene.driver.answer(*NOTHING)
+    scene.replace_driver()
+    scene.driver.answer("one.csi")
+    scene.learnt.get(timeout=10)
+    scene.end()
+
+    assert [line.levelno for line in log.records] == [logging.INFO]
+
+
+def test_after_a_failure_it_asks_again_by_itself_and_waits_longer_each_time(scene: Scene) -> None:
+    begin = time.monotonic()
+    scene.driver.answer(*NOTHING)
+    scene.driver.answer("", "broken")
+    first = time.monotonic() - begin
+    scene.driver.answer("one.csi")
+    second = time.monotonic() - begin - first
+
+    assert scene.learnt.get(timeout=10) == "one.csi"
+    assert 0.9 < first < second
+    assert second > 1.8
+
+
+def test_the_wait_is_bounded() -> None:
+    assert LONGEST_DELAY == 60
+
+
+def test_a_driver_replaced_during_the_question_is_asked_again(scene: Scene) -> None:
+    scene.driver.asked.get(timeout=10)
+    scene.driver.socket += 1
+    scene.driver.answers.put(("one.csi", ""))
+    assert scene.learnt.get(timeout=10) == "one.csi"
+
+    scene.naming.reached()
+    scene.driver.answer("two.csi")
+    assert scene.learnt.get(timeout=10) == "two.csi"
+
+
+def test_close_ends_the_wait() -> None:
+    with Scene().running() as scene:
+        scene.driver.answer("one.csi")
+        scene.learnt.get(timeout=10)
+
+
+def test_close_during_the_question_ends_it_without_a_word(log: pytest.LogCaptureFixture) -> None:
+    with Scene().running() as scene:
+        scene.driver.asked.get(timeout=10)
+        scene.naming.close()
+        scene.driver.answers.put(("", "Canceled"))
+    assert not log.records
+
+
+def test_close_before_the_first_question() -> None:
+    scene = Scene()
+    scene.naming.close()
+    with scene.running():
+        pass
+    assert scene.driver.asked.empty()
+
+
+def test_close_is_never_missed() -> None:
+    """At any moment of the loop: then run() would wait for ever."""
+    for _ in range(300):
+        scene = Scene()
+        scene.driver.answers.put(("one.csi", ""))
+        with scene.running():
+            pass

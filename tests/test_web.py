@@ -1,0 +1,547 @@
+"""web.py with real sockets in this process: its limits, one by one, and what broken clients can do to it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import logging
+import resource
+import select
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import program
+import pytest
+from test_exchange import FINE, MALFORMED, read_answer
+
+from livenessprobe import web
+from livenessprobe.exchange import LONGEST_HEAD, Response
+from livenessprobe.web import Listener, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from livenessprobe.exchange import Reply, Route
+
+GET = FINE["HTTP/1.1"]
+PATIENCE = 20.0
+
+
+def ok(reply: Reply) -> None:
+    reply(Response(200, b"ok"))
+
+
+class Serving:
+    """A server on its thread, and clients of it."""
+
+    def __init__(self, server: Server, *listeners: Listener) -> None:
+        self.server = server
+        self.ports = [listener.server_address[1] for listener in listeners]
+        self.drain_seconds = 0.0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        self._clients = contextlib.ExitStack()
+
+    def _run(self) -> None:
+        self.server.run()
+        self.server.drain(self.drain_seconds)
+
+    def connect(self, sent: bytes = b"") -> socket.socket:
+        """A connection on which `sent` was sent; closed at the end of the test at the latest."""
+        client = socket.create_connection(("127.0.0.1", self.ports[0]), PATIENCE)
+        self._clients.enter_context(client)
+        client.sendall(sent)
+        return client
+
+    def get(self, sent: bytes = GET) -> int:
+        return read_answer(read_all(self.connect(sent))).status
+
+    def stop(self) -> None:
+        self.server.stop()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Stops, and does not wait for answers that still are to come."""
+        for _ in range(2):
+            self.server.stop()
+        self._thread.join()
+        self._clients.close()
+
+
+def read_all(client: socket.socket) -> bytes:
+    """All until the server closes, a reset included."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while data := client.recv(65536):
+            received += data
+    return received
+
+
+@contextlib.contextmanager
+def serving(routes: Mapping[str, Route], most: int = 0) -> Iterator[Serving]:
+    """Serves the routes on a free port, with at most so many connections (0: web's own limit)."""
+    listener = Listener("127.0.0.1", 0, routes)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        if most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most + web._RESERVED_DESCRIPTORS, hard))
+        server = Server(listener)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    serving = Serving(server, listener)
+    try:
+        yield serving
+    finally:
+        serving.close()
+
+
+@pytest.fixture
+def healthy() -> Iterator[Serving]:
+    with serving({"/healthz": ok}) as running:
+        yield running
+
+
+@pytest.fixture
+def errors() -> Iterator[list[tuple[str, object]]]:
+    """What web.py logs as errors: the message and the values."""
+    records: list[tuple[str, object]] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: records.append((record.msg, record.args))  # type: ignore[method-assign]
+    logger = logging.getLogger("livenessprobe.web")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+# ---- requests
+
+
+@pytest.mark.parametrize("head", FINE.values(), ids=FINE)
+def test_fine(healthy: Serving, head: bytes) -> None:
+    assert healthy.get(head) == 200
+
+
+@pytest.mark.parametrize(("head", "status"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed(healthy: Serving, head: bytes, status: int) -> None:
+    assert healthy.get(head) == status
+    assert healthy.get() == 200
+
+
+def test_heads_arrive_in_pieces(healthy: Serving) -> None:
+    for head in (FINE["HTTP/1.1"], FINE["mixed line ends"], b"\r\n\n\r\n" + FINE["line feeds alone"]):
+        client = healthy.connect()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in head:
+            client.sendall(bytes([byte]))
+
+        assert read_answer(read_all(client)).status == 200
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\n\r\n"])
+@pytest.mark.parametrize("at", range(1, 4))
+def test_ends_of_heads_arrive_in_pieces(healthy: Serving, end: bytes, at: int) -> None:
+    head = b"GET /healthz HTTP/1.0" + end
+    client = healthy.connect(head[:-at])
+    # Answered only once the first piece was taken, as it came earlier.
+    assert healthy.get() == 200
+    client.sendall(head[-at:])
+
+    assert read_answer(read_all(client)).status == 200
+
+
+def test_head_of_16_kib_at_most(healthy: Serving) -> None:
+    longest = FINE["longest head"]
+    assert healthy.get(longest) == 200
+    assert healthy.get(longest.replace(b"A: ", b"A: a")) == 431
+    assert healthy.get(b"a" * (LONGEST_HEAD + 1)) == 431
+
+
+def test_endless_heads_end(healthy: Serving) -> None:
+    client = healthy.connect()
+    # Far more than fits into the buffers of both sides: it has to be the server who ends this.
+    with pytest.raises(ConnectionError):
+        client.sendall(b"x" * 65_536_000)
+    assert read_answer(read_all(client)).status == 431
+
+
+def test_half_closed_clients_get_their_answer(healthy: Serving) -> None:
+    client = healthy.connect(GET)
+    client.shutdown(socket.SHUT_WR)
+
+    assert read_answer(read_all(client)).status == 200
+
+
+def test_one_request_for_each_connection(healthy: Serving) -> None:
+    assert healthy.get(GET * 3) == 200  # read_answer() tells that there is but one
+
+
+@pytest.mark.parametrize("size", [1, 1000, 50_000_000])
+def test_bodies_are_not_read_and_the_answer_arrives(healthy: Serving, size: int) -> None:
+    client = healthy.connect(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+    answer = b""
+    # As a careful client: sends while it may, and looks for an answer meanwhile.
+    left = size
+    with contextlib.suppress(ConnectionError):
+        while True:
+            readable, writable, _ = select.select([client], [client] if left else [], [], PATIENCE)
+            if readable:
+                data = client.recv(65536)
+                answer += data
+                if not data:
+                    break
+            elif writable:
+                left -= client.send(b"x" * min(left, 65536))
+
+    assert read_answer(answer).status == 405
+
+
+def test_who_sends_all_before_reading_gets_the_answer_too(healthy: Serving) -> None:
+    client = healthy.connect()
+    with contextlib.suppress(ConnectionError):
+        client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 50000000\r\n\r\n" + b"x" * 50_000_000)
+
+    assert read_answer(read_all(client)).status == 404
+
+
+def test_no_continue_is_sent_for_a_body_nobody_reads(healthy: Serving) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", healthy.ports[0], timeout=PATIENCE)
+    client.putrequest("POST", "/healthz")
+    client.putheader("Content-Length", "1000")
+    client.putheader("Expect", "100-continue")
+    client.endheaders()
+    with client.getresponse() as response:
+        assert response.status == 405
+    client.close()
+
+
+def test_a_defect_in_a_route_is_logged_and_answered(errors: list[tuple[str, object]]) -> None:
+    def defect(reply: Reply) -> None:
+        raise RuntimeError("oh")
+
+    with serving({"/defect": defect, "/healthz": ok}) as running:
+        assert running.get(b"GET /defect HTTP/1.0\r\n\r\n") == 500
+        assert running.get() == 200
+    assert errors == [("Cannot answer a request", {"err": "RuntimeError('oh')", "path": "/defect"})]
+
+
+# ---- many, slow and vanishing clients
+
+
+def reset(client: socket.socket) -> None:
+    """Closes with a reset instead of an end."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset])
+@pytest.mark.parametrize("sent", [b"", b"GET /hea", GET, b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n"])
+def test_clients_may_leave_at_any_moment(
+    healthy: Serving, leave: Callable[[socket.socket], None], sent: bytes
+) -> None:
+    for _ in range(100):
+        leave(healthy.connect(sent))
+
+    assert healthy.get() == 200
+
+
+def test_clients_may_leave_while_they_wait() -> None:
+    replies: list[Reply] = []
+    waiting = threading.Semaphore(0)
+
+    def later(reply: Reply) -> None:
+        replies.append(reply)
+        waiting.release()
+
+    with serving({"/healthz": ok, "/later": later}) as running:
+        for leave in (socket.socket.close, reset):
+            client = running.connect(b"GET /later HTTP/1.0\r\n\r\n")
+            assert waiting.acquire(timeout=PATIENCE)
+            leave(client)
+        for reply in replies:
+            reply(Response(200, b"x" * 1_000_000))
+
+        assert running.get() == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n" * 100, b"GET /healthz HTTP/1.1\r\nHost:"])
+def test_the_oldest_half_open_connection_gives_way(sent: bytes) -> None:
+    with serving({"/healthz": ok}, most=10) as running:
+        clients = [running.connect(sent) for _ in range(10)]
+        assert running.get() == 200
+        assert not select.select(clients[1:], [], [], 0)[0]
+
+        assert read_all(clients[0]) == b""
+        clients += [running.connect(sent) for _ in range(5)]
+        for client in clients[1:5]:
+            assert read_all(client) == b""
+        # The others can go on.
+        clients[-1].sendall(GET if not sent.strip() else b"x\r\n\r\n")
+        assert read_answer(read_all(clients[-1])).status == 200
+
+
+def test_heads_together_have_a_limit() -> None:
+    head = b"GET /healthz HTTP/1.0\r\nA: " + b"a" * (LONGEST_HEAD - 100)
+    with serving({"/healthz": ok}) as running:
+        clients = [running.connect(head) for _ in range(web.MOST_HEAD_BYTES // len(head) + 2)]
+        for client in clients[:2]:
+            assert read_all(client) == b""
+        for client in (clients[2], clients[-1]):
+            client.sendall(b"\r\n\r\n")
+            assert read_answer(read_all(client)).status == 200
+
+
+def test_those_who_wait_for_an_answer_keep_their_place() -> None:
+    replies: list[Reply] = []
+    with serving({"/healthz": ok, "/later": replies.append}, most=10) as running:
+        waiting = [running.connect(b"GET /later HTTP/1.0\r\n\r\n") for _ in range(9)]
+        for _ in range(20):
+            running.connect()
+        assert running.get() == 200
+        for reply in replies:
+            reply(Response(200, b"at last"))
+        for client in waiting:
+            assert read_answer(read_all(client)).body == b"at last"
+
+
+def test_when_all_wait_others_are_served_once_there_is_room() -> None:
+    replies: list[Reply] = []
+    with serving({"/healthz": ok, "/later": replies.append}, most=8) as running:
+        waiting = [running.connect(b"GET /later HTTP/1.0\r\n\r\n") for _ in range(8)]
+        late = [running.connect(GET) for _ in range(20)]
+        assert not select.select(late, [], [], 0.2)[0]
+        for reply in replies:
+            reply(Response(200, b"at last"))
+        for client in waiting:
+            assert read_answer(read_all(client)).body == b"at last"
+        for client in late:
+            assert read_answer(read_all(client)).status == 200
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset])
+def test_those_who_left_while_they_waited_give_way(leave: Callable[[socket.socket], None]) -> None:
+    replies: list[Reply] = []
+    with serving({"/healthz": ok, "/later": replies.append}, most=8) as running:
+        staying = running.connect(b"GET /later HTTP/1.0\r\n\r\n")
+        for _ in range(40):
+            leave(running.connect(b"GET /later HTTP/1.0\r\n\r\n"))
+        assert running.get() == 200
+        for reply in replies:
+            reply(Response(200, b"at last"))
+        assert read_answer(read_all(staying)).body == b"at last"
+
+
+def test_slow_heads_are_given_up(healthy: Serving) -> None:
+    begin = time.monotonic()
+    slow = [healthy.connect(sent) for sent in (b"", b"GET /healthz HTTP/1.1\r\n", b"\r\n", b"a" * 1000)]
+    dribbling = healthy.connect(b"GET /healthz HTTP/1.0\r\nA: ")
+    with contextlib.suppress(ConnectionError):
+        while not select.select([dribbling], [], [], 0.1)[0]:
+            dribbling.sendall(b"a")
+
+    for client in [*slow, dribbling]:
+        assert read_all(client) == b""
+    assert time.monotonic() - begin >= web.HEAD_SECONDS - 0.1
+    assert healthy.get() == 200
+
+
+def test_who_never_reads_the_answer_is_given_up() -> None:
+    """Too large an answer for the buffers; and a client that never closes after a small one."""
+
+    def large(reply: Reply) -> None:
+        reply(Response(200, b"x" * 50_000_000))
+
+    with serving({"/healthz": ok, "/large": large}) as running:
+        begin = time.monotonic()
+        never_reading = running.connect(b"GET /large HTTP/1.0\r\n\r\n")
+        never_closing = running.connect(b"POST /healthz HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
+        assert running.get() == 200
+        # The end of the answer comes at once, the end of the connection only later.
+        assert read_answer(read_all(never_closing)).status == 405
+        while _may_send(never_closing):
+            time.sleep(0.05)
+        assert time.monotonic() - begin >= web.LEAVE_SECONDS - 0.1
+        assert 0 < len(read_all(never_reading)) < 50_000_000
+
+
+def _may_send(client: socket.socket) -> bool:
+    try:
+        client.sendall(b"x")
+    except ConnectionError:
+        return False
+    return True
+
+
+def test_slow_readers_get_all_of_a_large_answer() -> None:
+    def large(reply: Reply) -> None:
+        reply(Response(200, bytes(range(256)) * 40_000))
+
+    with serving({"/large": large}) as running:
+        client = running.connect(b"GET /large HTTP/1.0\r\n\r\n")
+        assert read_answer(read_all(client)).body == bytes(range(256)) * 40_000
+
+
+def test_without_descriptors_half_open_connections_give_way(errors: list[tuple[str, object]]) -> None:
+    with serving({"/healthz": ok}) as running, contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", running.ports[0])
+        half_open = [running.connect() for _ in range(3)]
+        running.get()
+        # Our sides exist already: the limit is one of the whole process.
+        clients = [stack.enter_context(socket.socket()) for _ in range(3)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            for client in clients:
+                client.settimeout(PATIENCE)
+                client.connect(address)
+                client.sendall(GET)
+                # Makes room at the cost of a half-open one, and accepts at the next turn only where that helps.
+                assert read_all(half_open.pop(0)) == b""
+            # Nobody left to give way.
+            last = stack.enter_context(contextlib.closing(clients[-1]))
+            assert not select.select([last], [], [], 0.2)[0]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for client in clients:
+            assert read_answer(read_all(client)).status == 200
+    assert errors == [
+        ("Cannot accept connections", {"err": "Too many open files"}),
+    ]
+
+
+# ---- listening
+
+
+def reachable(listener: Listener) -> dict[str, bool]:
+    """Whether somebody listens on the port at each family's loopback address."""
+    found = {}
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as client:
+            found[host] = client.connect_ex((host, listener.server_address[1])) == 0
+    return found
+
+
+needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="IPv6 is off here")
+
+
+@needs_ipv6
+@pytest.mark.parametrize(
+    ("host", "shown", "both"),
+    [
+        ("", "[::]", {"127.0.0.1": True, "::1": True}),
+        ("0.0.0.0", "[::]", {"127.0.0.1": True, "::1": True}),
+        ("::", "[::]", {"127.0.0.1": True, "::1": True}),
+        ("127.0.0.1", "127.0.0.1", {"127.0.0.1": True, "::1": False}),
+        ("localhost", "127.0.0.1", {"127.0.0.1": True, "::1": False}),
+        ("::1", "[::1]", {"127.0.0.1": False, "::1": True}),
+    ],
+)
+def test_addresses(host: str, shown: str, both: dict[str, bool]) -> None:
+    with Listener(host, 0, {}) as listener:
+        assert listener.address == f"{shown}:{listener.server_address[1]}"
+        assert reachable(listener) == both
+
+
+def test_the_port_asked_for() -> None:
+    port = program.free_port()
+    with Listener("127.0.0.1", port, {}) as listener:
+        assert listener.server_address[1] == port
+        for host in ("127.0.0.1", ""):
+            with pytest.raises(OSError, match="in use") as caught:
+                Listener(host, port, {})
+            assert caught.value.errno == errno.EADDRINUSE
+
+
+def test_a_port_is_free_again_at_once() -> None:
+    with serving({"/healthz": ok}) as running:
+        assert running.get() == 200
+    Listener("127.0.0.1", running.ports[0], {}).server_close()
+
+
+@pytest.mark.parametrize(
+    ("host", "error"), [("192.0.2.1", errno.EADDRNOTAVAIL), ("livenessprobe.invalid", socket.EAI_NONAME)]
+)
+def test_addresses_that_are_not_ours(host: str, error: int) -> None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its number says which
+        Listener(host, 0, {})
+    assert caught.value.errno == error
+
+
+def test_several_listeners_have_routes_of_their_own() -> None:
+    listeners = [Listener("127.0.0.1", 0, {path: ok}) for path in ("/a", "/b")]
+    running = Serving(Server(*listeners), *listeners)
+    statuses = {}
+    for port in running.ports:
+        for path in ("/a", "/b"):
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+            client.request("GET", path)
+            with client.getresponse() as response:
+                statuses[running.ports.index(port), path] = response.status
+            client.close()
+    running.close()
+
+    assert statuses == {(0, "/a"): 200, (0, "/b"): 404, (1, "/a"): 404, (1, "/b"): 200}
+
+
+# ---- stopping
+
+
+def test_stop_drops_who_has_not_asked_and_answers_who_has() -> None:
+    replies: list[Reply] = []
+    asked = threading.Semaphore(0)
+
+    def later(reply: Reply) -> None:
+        replies.append(reply)
+        asked.release()
+
+    with serving({"/later": later}) as running:
+        running.drain_seconds = PATIENCE
+        silent, half_open = running.connect(), running.connect(b"GET /later")
+        waiting = running.connect(b"GET /later HTTP/1.0\r\n\r\n")
+        assert asked.acquire(timeout=PATIENCE)
+        running.server.stop()
+        for client in (silent, half_open):
+            assert read_all(client) == b""
+        with socket.socket() as late:
+            assert late.connect_ex(("127.0.0.1", running.ports[0])) == errno.ECONNREFUSED
+        replies[0](Response(200, b"at last"))
+        assert read_answer(read_all(waiting)).body == b"at last"
+        running.stop()  # which waits for the thread
+
+
+def test_draining_ends_in_time_and_drops_who_still_waits() -> None:
+    asked = threading.Event()
+
+    with serving({"/never": lambda reply: asked.set()}) as running:
+        running.drain_seconds = 0.1
+        waiting = running.connect(b"GET /never HTTP/1.0\r\n\r\n")
+        assert asked.wait(PATIENCE)
+        running.stop()
+        assert read_all(waiting) == b""
+
+
+def test_a_second_stop_ends_draining() -> None:
+    asked = threading.Event()
+
+    with serving({"/never": lambda reply: asked.set()}) as running:
+        running.drain_seconds = 1000.0
+        waiting = running.connect(b"GET /never HTTP/1.0\r\n\r\n")
+        assert asked.wait(PATIENCE)
+        running.server.stop()
+        running.stop()
+        assert read_all(waiting) == b""
+
+
+def test_answers_and_stops_after_the_end_are_lost_quietly() -> None:
+    replies: list[Reply] = []
+    with serving({"/later": replies.append}) as running:
+        client = running.connect(b"GET /later HTTP/1.0\r\n\r\n")
+        running.get(b"GET / HTTP/1.0\r\n\r\n")
+        running.stop()
+        assert read_all(client) == b""
+    replies[0](Response(200, b"too late"))
+    running.server.stop()
