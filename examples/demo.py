@@ -1,0 +1,205 @@
+"""`make demo`: the built file beside the example driver, as a short play whose every answer is checked.
+
+    python examples/demo.py bin/livenessprobe
+
+Exit code 0 only if each answer was the expected one. Ends by itself, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+DRIVER = Path(__file__).with_name("driver.py")
+PROBE_TIMEOUT = 1.0
+
+
+class Demo:
+    """The stage: a folder with the driver's socket, the driver, the program, and what was not as expected."""
+
+    def __init__(self, program: str, folder: Path, ends: contextlib.ExitStack) -> None:
+        self.program = program
+        self.socket = folder / "csi.sock"
+        self.wrong: list[str] = []
+        self._ends = ends
+        self._driver: subprocess.Popen[str] | None = None
+        self._log: list[str] = []
+        self._log_shown = 0
+        self._logged = threading.Condition()
+        self._address = ""
+
+    # ---- the driver
+
+    def start_driver(self) -> None:
+        command = [sys.executable, str(DRIVER), "--socket", str(self.socket)]
+        self._driver = self._until_the_end(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert self._driver.stdout
+        self._driver.stdout.readline()
+
+    def kill_driver(self) -> None:
+        assert self._driver
+        self._driver.kill()
+        self._driver.wait()
+
+    def tell_driver(self, state: str) -> None:
+        # By renaming: the driver must not read a half-written file.
+        file = Path(f"{self.socket}.state")
+        written = file.with_suffix(".new")
+        written.write_text(state + "\n")
+        written.replace(file)
+
+    # ---- the program, serving
+
+    def serve(self) -> subprocess.Popen[str]:
+        flags = [f"--csi-address={self.socket}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=1s"]
+        print("$", Path(self.program).name, *flags)
+        serving = self._until_the_end(
+            subprocess.Popen([self.program, *flags], stderr=subprocess.PIPE, text=True)
+        )
+        assert serving.stderr
+        threading.Thread(target=self._read_log, args=(serving.stderr,), daemon=True).start()
+        self._address = self.expect_log(r'"Serving".* address="([^"]+)"')
+        return serving
+
+    def get(self, path: str, status: int, body: str) -> None:
+        """One request, whose answer must have this status, match this pattern and come before the timeout."""
+        begin = time.monotonic()
+        connection = http.client.HTTPConnection(self._address, timeout=10)
+        try:
+            connection.request("GET", path)
+            with connection.getresponse() as response:
+                text = response.read().decode()
+        finally:
+            connection.close()
+        seconds = time.monotonic() - begin
+        print(f"  GET {path:<8} -> {response.status} {text}   ({seconds:.2f} s)")
+        self.expect(f"{path} {status} {body}", response.status == status and re.fullmatch(body, text))
+        self.expect(f"{path} within the probe timeout", seconds < PROBE_TIMEOUT)
+
+    def expect_log(self, pattern: str) -> str:
+        """The first group of the next log line that matches, which is shown."""
+        with self._logged:
+            end = time.monotonic() + 3
+            while True:
+                for number in range(self._log_shown, len(self._log)):
+                    if found := re.search(pattern, self._log[number]):
+                        print("  log:", self._log[number])
+                        self._log_shown = number + 1
+                        return (*found.groups(), "")[0]
+                if not self._logged.wait(end - time.monotonic()):
+                    print(*self._log[self._log_shown :], sep="\n")
+                    self.expect(f"a log line with {pattern}", seen=False)
+                    return ""
+
+    # ---- the program, once
+
+    def once(self, code: int, line: str, *flags: str) -> None:
+        flags = ("--once", *flags)
+        command = [self.program, f"--csi-address={self.socket}", "--probe-timeout=1s", *flags]
+        run = subprocess.run(command, capture_output=True, check=False, text=True, timeout=10)
+        print(f"  {' '.join(flags)} -> {run.stdout.strip()}   (exit code {run.returncode})")
+        self.expect(
+            f"exit code {code}, {line}", run.returncode == code and re.fullmatch(line, run.stdout.strip())
+        )
+
+    # ---- the rest
+
+    def expect(self, what: str, seen: object) -> None:
+        if not seen:
+            print(f"  EXPECTED: {what}")
+            self.wrong.append(what)
+
+    def _until_the_end(self, process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+        self._ends.enter_context(process)
+        self._ends.callback(process.kill)
+        return process
+
+    def _read_log(self, stream: IO[str]) -> None:
+        for line in stream:
+            with self._logged:
+                self._log.append(line.rstrip("\n"))
+                self._logged.notify_all()
+
+
+def play(demo: Demo) -> None:
+    print("\nThe driver has not started yet; the probe already answers, and says why:")
+    serving = demo.serve()
+    demo.get("/healthz", 500, ".*no such file or directory.*")
+
+    print("\nThe driver is there and healthy:")
+    demo.start_driver()
+    demo.get("/healthz", 200, "ok")
+    demo.expect_log("driver is healthy")
+
+    print("\nAlive, but still initializing: not ready for work, and no reason to restart it:")
+    demo.tell_driver("not-ready")
+    demo.get("/healthz", 500, "driver responded but is not ready")
+    demo.get("/readyz", 500, "driver responded but is not ready")
+    demo.get("/livez", 200, "driver responded but is not ready")
+
+    print("\nFailing:")
+    demo.tell_driver("fail the disk is gone")
+    demo.get("/healthz", 500, "rpc error: code = Internal desc = the disk is gone")
+    demo.expect_log("the disk is gone")
+
+    print("\nHung: the answer comes before the kubelet, whose timeout is often the same, gives up:")
+    demo.tell_driver("hang")
+    demo.get("/healthz", 500, "rpc error: code = DeadlineExceeded desc = .*")
+
+    print("\nKilled, its socket left behind:")
+    demo.tell_driver("ready")
+    demo.kill_driver()
+    demo.get("/healthz", 500, ".*connection refused.*")
+
+    print("\nAnd back again:")
+    demo.start_driver()
+    demo.get("/healthz", 200, "ok")
+    demo.expect_log("healthy again")
+
+    print("\nStopped by SIGTERM:")
+    begin = time.monotonic()
+    serving.send_signal(signal.SIGTERM)
+    code = serving.wait(5)
+    seconds = time.monotonic() - begin
+    print(f"  exit code {code} after {seconds:.2f} s")
+    demo.expect("exit code 0 within a second", code == 0 and seconds < 1)
+
+    print("\nOne check without a server, for a shell, an exec probe or an init container:")
+    demo.once(0, "ok")
+    demo.tell_driver("not-ready")
+    demo.once(5, "driver responded but is not ready")
+    demo.tell_driver("fail the disk is gone")
+    demo.once(4, "rpc error: code = Internal desc = the disk is gone")
+    demo.kill_driver()
+    demo.once(3, ".*connection refused.*", "--connection-timeout=300ms")
+
+
+def main(program: str) -> int:
+    # So that a `kill` too ends what was started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as folder, contextlib.ExitStack() as ends:
+        demo = Demo(str(Path(program).resolve()), Path(folder), ends)
+        try:
+            play(demo)
+        except (OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
+            demo.expect(f"that it goes on, but: {error!r}", seen=False)
+    if demo.wrong:
+        print(f"\nNot as expected ({len(demo.wrong)}):", *demo.wrong, sep="\n  ")
+        return 1
+    print("\nAll as expected.")
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/demo.py bin/livenessprobe")
+    sys.exit(main(sys.argv[1]))
