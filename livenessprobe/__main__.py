@@ -38,15 +38,16 @@ def run(arguments: Sequence[str]) -> Exit:
     except config.ConfigError as error:
         log.setup(0, (), config.wants_json(arguments))
         return _refuse(error)
-    if parsed.version:
-        from livenessprobe.driver import GRPC_VERSION
-
-        _print(1, f"livenessprobe {__version__} (Python {sys.version.split()[0]}, grpcio {GRPC_VERSION})\n")
-        return Exit.OK
     log.setup(parsed.verbosity, parsed.vmodule, parsed.json_logs)
     for message, flag in parsed.warnings:
         _logger.warning(message, {"flag": flag})
     try:
+        if parsed.version:
+            from livenessprobe.driver import GRPC_VERSION
+
+            python_version = sys.version.split()[0]
+            _print(1, f"livenessprobe {__version__} (Python {python_version}, grpcio {GRPC_VERSION})\n")
+            return Exit.OK
         if parsed.once:
             from livenessprobe.once import once
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from livenessprobe import goflags
-from livenessprobe.goflags import Flag, boolean, duration, integer, string
+from livenessprobe.goflags import Flag, boolean, duration, string, unsigned
 from livenessprobe.quoting import quote
 
 _LONGEST_SOCKET_PATH = 107  # bytes: sun_path of unix(7), less its final NUL
@@ -106,7 +106,7 @@ FLAGS = (
     Flag("metrics-path", string, "/metrics", "Path of the metrics; begins with a slash."),
     Flag("once", boolean, "", "Check once, print the verdict, and exit: 0 healthy, 3 no connection, 4 Probe failed, 5 not ready."),
     Flag("version", boolean, "", "Print the versions of the program, Python and grpcio, and exit."),
-    Flag("v", integer, "0", "Log verbosity; 5 shows each call and reply."),
+    Flag("v", unsigned, "0", "Log verbosity; 5 shows each call and reply."),
     Flag("vmodule", _vmodule, "", "module=N,... sets the verbosity of single files, as in driver=5,web=4; text logs only."),
     Flag("logging-format", string, "text", "Format of the log: text (klog) or json."),
     Flag("log-flush-frequency", duration, "5s", _NO_EFFECT + "every line is written at once."),
@@ -120,7 +120,7 @@ FLAGS = (
     Flag("stderrthreshold", _severity, "", _OLD + "the log goes to standard error, whatever the severity."),
     Flag("log_dir", string, "", _OLD + "no log files are written."),
     Flag("log_file", string, "", _OLD + "no log files are written."),
-    Flag("log_file_max_size", integer, "", _OLD + "no log files are written."),
+    Flag("log_file_max_size", unsigned, "", _OLD + "no log files are written."),
     Flag("log_backtrace_at", string, "", _OLD + "no backtraces are logged."),
     Flag("skip_headers", boolean, "", _OLD + "every line has its header."),
     Flag("skip_log_headers", boolean, "", _OLD + "no log files are written."),
@@ -151,12 +151,14 @@ def parse(arguments: Sequence[str]) -> Config:
         raise ConfigError("probe-timeout", f"{values['probe-timeout']:g}s", "must be longer than 0s")
     if values["connection-timeout"] < 0:
         raise ConfigError("connection-timeout", f"{values['connection-timeout']:g}s", "must not be below 0s")
-    health, metrics = _endpoints(values, given)
+    health, metrics = _endpoints(values)
     if values["http-endpoint"] and "health-port" in given:
         warnings.append(("Flag has no effect beside http-endpoint, remove it", "health-port"))
     path = values["metrics-path"]
     if not path.startswith("/"):
         raise ConfigError("metrics-path", path, "must begin with a slash, as in /metrics")
+    if not path.isprintable() or set(path) & set(" ?#%"):
+        raise ConfigError("metrics-path", path, "no request has such a path: leave out blanks, ?, # and %")
     if metrics == health and path in _HEALTH_PATHS:
         raise ConfigError("metrics-path", path, "this path serves health: choose another, as in /metrics")
     return Config(
@@ -181,7 +183,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
     return goflags.parse(arguments, FLAGS).get("logging-format") == "json"
 
 
-def _endpoints(values: Mapping[str, Any], given: Mapping[str, object]) -> tuple[Endpoint, Endpoint | None]:
+def _endpoints(values: Mapping[str, Any]) -> tuple[Endpoint, Endpoint | None]:
     """Decide where health and metrics are served."""
     port = values["health-port"]
     if values["http-endpoint"]:
@@ -191,8 +193,8 @@ def _endpoints(values: Mapping[str, Any], given: Mapping[str, object]) -> tuple[
                 values["metrics-address"],
                 "excluded by http-endpoint, which serves metrics too: give one of the two",
             )
-        # The reference compares with the default instead of asking what is explicit, so manifests in the field have this pair.
-        if "health-port" in given and port != "9808":
+        # The reference lets the default port pass here, so manifests in the field have it beside http-endpoint.
+        if port != "9808":
             raise ConfigError(
                 "health-port", port, "excluded by http-endpoint, which says the port: give one of the two"
             )

@@ -39,10 +39,10 @@ def boolean(text: str) -> bool:
     return _BOOLEANS[text]
 
 
-def integer(text: str) -> int:
-    """Read a decimal number of 32 bits, as klog does; raises ValueError for anything else."""
-    if not re.fullmatch(r"[-+]?[0-9]{1,10}", text) or not -(2**31) <= int(text) < 2**31:
-        raise ValueError("not a whole number of at most 32 bits")
+def unsigned(text: str) -> int:
+    """Read a whole number of at most 64 bits that is not negative; raises ValueError for anything else."""
+    if not re.fullmatch(r"\+?[0-9]{1,20}", text) or int(text) >= 2**64:
+        raise ValueError("not a whole number from 0 on")
     return int(text)
 
 
@@ -132,7 +132,7 @@ def _next_argument(flag: Flag, rest: deque[str]) -> str:
 
 def usage(program: str, flags: Iterable[Flag]) -> str:
     """Describe the flags in the layout of Go's PrintDefaults, in the order given."""
-    kinds: dict[Callable[[str], object], str] = {boolean: "", duration: " duration", integer: " int"}
+    kinds: dict[Callable[[str], object], str] = {boolean: "", duration: " duration", unsigned: " uint"}
     lines = [f"Usage of {program}:"]
     for flag in flags:
         default = quote(flag.default) if flag.read is string else flag.default

@@ -10,9 +10,8 @@ from livenessprobe.quoting import cut
 RETRY_SECONDS = 0.1
 _FIRST_REMINDER_SECONDS = 10.0
 _LONGEST_REMINDER_SECONDS = 3600.0
-_MOST_TEXTS = (
-    5  # that one reason may have in the log before more of them are no news: some texts vary with each call
-)
+# How many texts of one reason are news, one after the other: some drivers' texts vary with each call.
+_MOST_TEXTS = 5
 
 
 class Outcome(enum.Enum):

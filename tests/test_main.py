@@ -24,7 +24,7 @@ from fake_driver import FakeDriver
 from livenessprobe import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from conftest import ProbeFactory
 
@@ -39,8 +39,13 @@ ERROR_LINE = re.compile(
 # ---- what ends at once
 
 
-def test_version() -> None:
-    done = program.run_once(["--version"])
+# As an installed script calls it.
+ENTRY_POINT = (sys.executable, "-c", "from livenessprobe.__main__ import main; main()")
+
+
+@pytest.mark.parametrize("command", [None, program.MODULE, ENTRY_POINT], ids=["built", "module", "script"])
+def test_version(command: Sequence[str] | None) -> None:
+    done = program.run_once(["--version"], command=command)
 
     python = ".".join(map(str, sys.version_info[:2]))
     assert (done.returncode, done.stderr) == (0, "")
@@ -85,6 +90,27 @@ def test_a_flag_error_exits_2_with_the_usage(arguments: list[str], said: str) ->
     assert message.startswith(said)
     assert usage.startswith("Usage of livenessprobe:\n")
     assert "Traceback" not in usage
+
+
+@pytest.mark.parametrize(
+    ("argument", "redirection", "code"),
+    [
+        ("--version", ">/dev/full", 0),
+        ("--version", ">&-", 0),
+        ("--help", "2>/dev/full", 0),
+        ("--help", "2>&-", 0),
+        ("--no-such-flag", "2>/dev/full", 2),
+        ("--health-port=x", "2>/dev/full", 1),
+        ("--health-port=x", "<&- >&- 2>&-", 1),
+    ],
+)
+def test_where_nothing_can_be_written_the_exit_code_still_tells(
+    argument: str, redirection: str, code: int
+) -> None:
+    command = ["/bin/sh", "-c", f'"$@" {redirection}', "sh", *program.built(), argument]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=program.ROOT, timeout=30)
+
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
 
 
 REFUSED: dict[str, tuple[list[str], str, str, str]] = {
@@ -215,6 +241,19 @@ def test_two_servers_on_one_port() -> None:
     assert line, done.stderr
     assert (line["flag"], line["value"]) == ("metrics-address", f":{port}")
     assert "address already in use" in line["err"]
+
+
+@pytest.mark.parametrize(("argument", "module"), [("--version", "grpc"), ("--v=0", "socketserver")])
+def test_a_broken_installation_exits_1_with_one_line(folder: Path, argument: str, module: str) -> None:
+    (folder / f"{module}.py").write_text("raise ImportError('it is broken')\n")
+    done = program.run_once([argument], command=program.MODULE, env={"PYTHONPATH": str(folder)})
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"F\d{4} .* __main__\.py:\d+\] "
+        r'"Unexpected error, please report it" err="ImportError\(\'it is broken\'\)"\n',
+        done.stderr,
+    )
 
 
 # ---- argument lists of the field; ADDRESS: the driver's socket, PORT: a free port, PORT2: another one

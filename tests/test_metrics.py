@@ -182,7 +182,9 @@ def test_a_drivers_name_cannot_forge_a_series() -> None:
 
 # ---- the program
 
-BOTH = pytest.mark.parametrize("command", [None, program.MODULE], ids=["file", "sources"], indirect=True)
+BOTH = pytest.mark.parametrize(
+    "command", [program.built(), program.MODULE], ids=["file", "sources"], indirect=True
+)
 
 
 @BOTH

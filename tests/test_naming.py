@@ -41,8 +41,8 @@ class Driver:
 
 
 class Scene:
-    def __init__(self) -> None:
-        self.driver = Driver()
+    def __init__(self, driver: Driver | None = None) -> None:
+        self.driver = driver or Driver()
         self.learnt: Queue[str] = Queue()
         self.naming = Naming(self.driver, 3.0, self.learnt.put)
         self._thread = threading.Thread(target=self.naming.run)
@@ -181,10 +181,20 @@ def test_close_before_the_first_question() -> None:
     assert scene.driver.asked.empty()
 
 
-def test_close_is_never_missed() -> None:
-    """At any moment of the loop: then run() would wait for ever."""
-    for _ in range(300):
-        scene = Scene()
-        scene.driver.answers.put(("one.csi", ""))
+class BusyDriver(Driver):
+    """Answers at once, and is another driver each time it is looked at."""
+
+    def name(self, timeout: float) -> tuple[str, str]:
+        return "one.csi", ""
+
+    def identity(self) -> int:
+        self.socket += 1
+        return self.socket
+
+
+def test_close_at_many_moments_of_the_loop() -> None:
+    for turns in range(300):
+        scene = Scene(BusyDriver())
         with scene.running():
-            pass
+            for _ in range(turns % 20):
+                scene.naming.reached()

@@ -383,6 +383,38 @@ def shell(script: str, command: Sequence[str]) -> subprocess.CompletedProcess[st
     )
 
 
+def test_a_broken_installation_is_told_as_an_answer(folder: Path) -> None:
+    """It also loads slowly: until it is known whether there is a driver, nothing is said of waiting for one."""
+    (folder / "grpc.py").write_text("import time\ntime.sleep(0.8)\nraise ImportError('grpc is broken')\n")
+    terminal, end = pty.openpty()
+    done = subprocess.run(
+        [*program.MODULE, "--once"],
+        check=False,
+        cwd=program.ROOT,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stderr=end,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=30,
+    )
+    os.close(end)
+
+    assert (done.returncode, done.stdout) == (
+        4,
+        "rpc error: code = Internal desc = the liveness probe itself failed: ImportError('grpc is broken')\n",
+    )
+    assert not select.select([terminal], [], [], 0)[0] or not read_all(terminal)
+    os.close(terminal)
+
+
+def read_all(terminal: int) -> bytes:
+    """What is left; a terminal that nobody writes to ends with an error."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
+
+
 def test_verbosity_5_shows_the_call_on_standard_error(driver: FakeDriver) -> None:
     done = once(driver.target, "-v=5")
 
