@@ -5,16 +5,27 @@ OUTPUT ?= bin/livenessprobe
 # What to pack for, where it isn't this interpreter on this machine: PYTHON_VERSION=3.13 PLATFORM=linux/arm64
 PYTHON_VERSION ?=
 PLATFORM ?=
+# What the image is called, and in which other image it is built, where that isn't debian:trixie-slim.
+REGISTRY ?= quay.io/k8scsi
+IMAGE ?= livenessprobe
+TAG ?= canary
+export BUILD_IMAGE ?=
+# What bench and soak measure, and beside what: any program with the same flags.
+PROGRAM ?= bin/livenessprobe
+REFERENCE ?=
+BLOCKS ?= 24
+CPUS ?= 0
+N ?= 100000
 
 python := .venv/bin/python
 target := $(strip $(PYTHON_VERSION) $(PLATFORM))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format livenessprobe proto lock clean
+.PHONY: help demo test lint format livenessprobe livenessprobe-container base-image image-budget bench soak proto lock clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
 demo: .venv/done bin/livenessprobe  ## show the built file beside an example driver: healthy, failing, gone and back
 	@$(python) examples/demo.py bin/livenessprobe
@@ -36,6 +47,21 @@ format: .venv/done  ## put the sources into the format that lint wants
 
 livenessprobe: $(OUTPUT)  ## build bin/livenessprobe, one file (OUTPUT= PYTHON_VERSION=3.13 PLATFORM=linux/arm64)
 	@ls -l $(OUTPUT)
+
+livenessprobe-container: .venv/done  ## build the image and its list of contents (REGISTRY= IMAGE= TAG= PLATFORM=linux/arm64 BUILD_IMAGE=)
+	$(python) build/image.py $(PLATFORM:%=--platform %) $(REGISTRY)/$(IMAGE):$(TAG)
+
+base-image:  ## make the image to build in, by debootstrap, where debian:trixie-slim cannot be pulled
+	build/base.sh livenessprobe-base:trixie
+
+image-budget: .venv/done  ## measure the image, beside another image or program (REFERENCE=path-or-image)
+	$(python) benchmarks/image_budget.py $(REGISTRY)/$(IMAGE):$(TAG) $(REFERENCE)
+
+bench: .venv/done bin/livenessprobe  ## measure the program and its budgets (REFERENCE=path BLOCKS=8, which is quick, CPUS=192)
+	@$(python) benchmarks/bench.py --program '$(PROGRAM)' --reference '$(REFERENCE)' --blocks $(BLOCKS) --cpus $(CPUS)
+
+soak: .venv/done bin/livenessprobe  ## see whether anything grows over N=100000 checks, driver healthy, failing, hung, gone
+	@$(python) benchmarks/soak.py --program '$(PROGRAM)' --reference '$(REFERENCE)' --checks $(N)
 
 proto: .venv/done  ## generate livenessprobe/identity_pb2.py from proto/
 	$(python) build/proto.py .

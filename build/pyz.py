@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -49,18 +48,21 @@ exit 1
 """
 
 
-def run(arguments: str, **environment: str) -> None:
+def run(command: str, *paths: str | Path, **environment: str) -> None:
     """Run a module of this Python."""
-    subprocess.run([sys.executable, "-m", *shlex.split(arguments)], env=os.environ | environment, check=True)
+    subprocess.run([sys.executable, "-m", *command.split(), *paths], env=os.environ | environment, check=True)
 
 
 def download(packages: Path, version: str, machine: str) -> None:
     """Install the locked wheels for a Python and machine, neither of which needs to be at hand."""
     run(
-        f"pip install -qq --disable-pip-version-check --no-compile --no-deps --target {packages} --require-hashes"
-        f" --requirement {LOCK} --only-binary=:all: --implementation=cp --python-version={version}"
+        "pip install -qq --disable-pip-version-check --no-compile --no-deps --require-hashes --only-binary=:all:"
+        f" --implementation=cp --python-version={version}"
         f" --abi=cp{version.replace('.', '')} --abi=abi3 --abi=none"
-        f" --platform=manylinux2014_{machine} --platform=manylinux_2_17_{machine}",
+        f" --platform=manylinux2014_{machine} --platform=manylinux_2_17_{machine} --requirement",
+        LOCK,
+        "--target",
+        packages,
         # Files are chosen by their hashes: what this machine prefers could only get in the way.
         PIP_CONSTRAINT=os.devnull,
         PIP_USER="0",
@@ -80,7 +82,10 @@ def collect(packages: Path, version: str, machine: str) -> None:
 def shiv(packages: Path, output: Path) -> None:
     """Have shiv pack it."""
     run(
-        f"shiv --site-packages {packages} --entry-point livenessprobe.__main__:main --reproducible -o {output}",
+        "shiv --entry-point livenessprobe.__main__:main --reproducible --site-packages",
+        packages,
+        "--output-file",
+        output,
         SOURCE_DATE_EPOCH="315532800",
     )
 
