@@ -5,11 +5,13 @@ OUTPUT ?= bin/livenessprobe
 # What to pack for, where it isn't this interpreter on this machine: PYTHON_VERSION=3.13 PLATFORM=linux/arm64
 PYTHON_VERSION ?=
 PLATFORM ?=
-# What the image is called, and in which other image it is built, where that isn't debian:trixie-slim.
+# What the image is called, in which other image it is built, where that isn't debian:trixie-slim, and the address of
+# its sources, where that isn't the clone's origin.
 REGISTRY ?= quay.io/k8scsi
 IMAGE ?= livenessprobe
 TAG ?= canary
 export BUILD_IMAGE ?=
+export SOURCE ?=
 # What bench and soak measure, and beside what: any program with the same flags.
 PROGRAM ?= bin/livenessprobe
 REFERENCE ?=
@@ -48,7 +50,7 @@ format: .venv/done  ## put the sources into the format that lint wants
 livenessprobe: $(OUTPUT)  ## build bin/livenessprobe, one file (OUTPUT= PYTHON_VERSION=3.13 PLATFORM=linux/arm64)
 	@ls -l $(OUTPUT)
 
-livenessprobe-container: .venv/done  ## build the image and its list of contents (REGISTRY= IMAGE= TAG= PLATFORM=linux/arm64 BUILD_IMAGE=)
+livenessprobe-container: .venv/done  ## build the image and its list of contents (REGISTRY= IMAGE= TAG= PLATFORM=linux/arm64 BUILD_IMAGE= SOURCE=)
 	$(python) build/image.py $(PLATFORM:%=--platform %) $(REGISTRY)/$(IMAGE):$(TAG)
 
 base-image:  ## make the image to build in, by debootstrap, where debian:trixie-slim cannot be pulled

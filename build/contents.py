@@ -1,0 +1,99 @@
+"""What goes into the image, and what that seems to be needed does not, and why."""
+
+import sys
+
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+INTERPRETER = f"usr/bin/{PYTHON}"
+LIBRARY = f"usr/lib/{PYTHON}"
+PAYLOAD = "usr/lib/livenessprobe"
+PACKAGE = "livenessprobe"
+
+TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
+
+# With all that they depend on, these are where files are taken from; which packages the image has, the files tell.
+PACKAGES = ["base-files", "libstdc++6", f"lib{PYTHON}-stdlib", f"{PYTHON}-minimal"]
+
+# What the interpreter itself imports, and the codecs that are looked up by name: for its start, for errors, host names,
+# paths and logs.
+BUILT_IN = [
+    *(
+        "encodings",
+        "encodings.aliases",
+        "encodings.ascii",
+        "encodings.idna",
+        "encodings.latin_1",
+        "encodings.utf_8",
+    ),
+    *("collections.abc", "io", "os", "posixpath", "site", "threading", "traceback", "types", "warnings"),
+]
+
+# What extension modules import, of which that can't be read.
+COMPILED = {
+    "grpc._cython.cygrpc": [
+        *(
+            "asyncio",
+            "collections",
+            "concurrent.futures",
+            "contextvars",
+            "copy",
+            "enum",
+            "errno",
+            "functools",
+            "grpc",
+        ),
+        *(
+            "grpc._observability",
+            "inspect",
+            "logging",
+            "os",
+            "pkgutil",
+            "queue",
+            "socket",
+            "sys",
+            "threading",
+            "time",
+        ),
+        *("traceback", "types", "warnings", "weakref"),
+    ],
+    "google._upb._message": ["collections.abc", "copyreg", "google.protobuf.message", "sys", "warnings"],
+}
+
+# Reached by code that is never called here, and who has that code.
+UNUSED = {
+    # Modules that test themselves, and the debugger.
+    **dict.fromkeys(["_pyrepl", "doctest", "pdb", "pydoc", "test", "unittest"], "developers' tools"),
+    # late.py keeps grpc from loading its second half.
+    **dict.fromkeys(["asyncio", "grpc.aio", "grpc.experimental.aio"], "asynchronous gRPC"),
+    # prometheus_client can push and serve over TLS, hashlib can use OpenSSL: megabytes.
+    **dict.fromkeys(["_hashlib", "_ssl", "ssl"], "TLS"),
+    # Each would bring C libraries of its own.
+    **dict.fromkeys(["_bz2", "_lzma", "bz2", "lzma"], "archives"),
+    **dict.fromkeys(["_curses", "curses", "readline"], "terminals"),
+    **dict.fromkeys(["_ctypes", "ctypes"], "foreign functions"),
+    **dict.fromkeys(["concurrent.futures.process", "multiprocessing"], "worker processes"),
+    # For where there is no C code for the same.
+    **dict.fromkeys(["_pydatetime", "_pydecimal", "_pyio"], "fallbacks"),
+    "statistics": "random's test of itself",
+}
+
+FILES = {
+    "etc/passwd": """\
+root:x:0:0:root:/nonexistent:/sbin/nologin
+nobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin
+nonroot:x:65532:65532:nonroot:/nonexistent:/sbin/nologin
+""",
+    "etc/group": "root:x:0:\nnogroup:x:65534:\nnonroot:x:65532:\n",
+    # Without it the C library would ask DNS before /etc/hosts.
+    "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+
+# What is left of build/start.py where all is in its place: no check, no cache, nothing that the environment changes.
+START = f"""\
+#!/{INTERPRETER} -IS
+import sys
+
+sys.path[:] = ["/{PAYLOAD}", "/{LIBRARY}", "/{LIBRARY}/lib-dynload"]
+from livenessprobe.__main__ import main
+
+main()
+"""

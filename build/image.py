@@ -1,0 +1,197 @@
+"""Builds the image in a Docker engine, for its machine or another one.
+
+    python build/image.py [--platform linux/arm64] quay.io/k8scsi/livenessprobe:canary
+
+The same sources and packages give the same image, to the byte, whichever of Docker's two builders is at work.
+Leaves the image in the engine and, for `docker load`, in bin/livenessprobe-ARCHITECTURE.tar, with an SPDX document
+that lists its contents beside it. The variable DOCKER names another client than `docker`, BUILD_IMAGE the image to
+build in, SOURCE the address of the sources for the label, where that isn't the clone's origin.
+"""
+
+import argparse
+import datetime as dt
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyz
+import sbom
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = ROOT / "Dockerfile.distroless"
+# What debian:trixie has.
+PYTHON = "3.13"
+MADE_HERE = "livenessprobe-base:trixie"
+DOCKER = os.environ.get("DOCKER") or "docker"
+
+LAYERS = ("parts of Debian, and the libraries", "the program")
+
+
+def docker(*arguments: str | Path, check: bool = True) -> str:
+    """Have Docker do something; return what it prints."""
+    done = subprocess.run([DOCKER, *arguments], check=False, capture_output=True, text=True)
+    if check and done.returncode:
+        sys.exit(f"{DOCKER} {arguments[0]} failed:\n{done.stdout[-5000:]}{done.stderr[-5000:]}".rstrip())
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def engine_platform() -> str:
+    """The platform of the engine, or a line that says what is missing."""
+    try:
+        platform = docker("version", "--format", "{{.Server.Os}}/{{.Server.Arch}}", check=False)
+    except FileNotFoundError:
+        platform = ""
+    if not platform:
+        sys.exit(
+            "livenessprobe: no Docker engine answers: install one (apt-get install docker.io), start it, or set DOCKER_HOST"
+        )
+    return platform
+
+
+def build_image() -> str:
+    """The image to build in: the one asked for, the public one, or one made here where that cannot be pulled."""
+    if chosen := os.environ.get("BUILD_IMAGE"):
+        return chosen
+    match = re.search(r"^ARG BUILD_IMAGE=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert match
+    for image in (match[1], MADE_HERE):
+        if docker("image", "inspect", "--format", "{{.Id}}", image, check=False):
+            return image
+    if docker("pull", "--quiet", match[1], check=False):
+        return match[1]
+    subprocess.run([ROOT / "build" / "base.sh", MADE_HERE], check=True, env=os.environ | {"DOCKER": DOCKER})
+    return MADE_HERE
+
+
+def git(*arguments: str) -> str:
+    """What git says; nothing where this is no clone."""
+    done = subprocess.run(["git", "-C", ROOT, *arguments], check=False, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def build_time() -> int:
+    """Seconds since 1970: the time that everything in the image has, of the last commit unless one is set."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or git("log", "-1", "--format=%ct") or 315532800)
+
+
+def labels(seconds: int) -> dict[str, str]:
+    """What the image says of itself that the Dockerfile cannot know."""
+    changed = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+    revision = git("rev-parse", "HEAD")
+    remote = git("config", "--get", "remote.origin.url")
+    known = {
+        "created": _date(seconds),
+        "source": os.environ.get("SOURCE") or (remote if remote.startswith("https://") else ""),
+        "revision": revision and revision + changed,
+        "version": pyz.release(),
+    }
+    return {f"org.opencontainers.image.{name}": value for name, value in known.items() if value}
+
+
+def run_builder(architecture: str, seconds: int, more_labels: Sequence[str]) -> str:
+    """Run the Dockerfile; return the image's id."""
+    mark = f"livenessprobe.build={uuid.uuid4().hex}"
+    arguments = {
+        "ARCHITECTURE": architecture,
+        "BUILD_IMAGE": build_image(),
+        "MARK": mark.partition("=")[2],
+        "SOURCE_DATE_EPOCH": str(seconds),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "id")
+        options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+        options += [f"--label={name}={value}" for name, value in labels(seconds).items()]
+        options += [f"--label={label}" for label in more_labels]
+        # Not from its cache: the newest packages that there are.
+        docker("build", "--no-cache", f"--iidfile={written}", f"--file={DOCKERFILE}", *options, ROOT)
+        # The old builder leaves what it built in, half a gigabyte each time.
+        docker("image", "prune", "--force", f"--filter=label={mark}", check=False)
+        return written.read_text()
+
+
+def settle(saved: Path, settled: Path, tag: str, architecture: str, seconds: int) -> None:
+    """Rewrite an image that was saved, without what differs between two builds and two builders.
+
+    The old builder also takes every image for one of its own machine.
+    """
+    with tarfile.open(saved) as source, tarfile.open(settled, "w", format=tarfile.GNU_FORMAT) as target:
+        [manifest] = json.loads(_read(source, "manifest.json"))
+        built = json.loads(_read(source, manifest["Config"]))
+        kept = ("Entrypoint", "Env", "ExposedPorts", "Labels")
+        made = {
+            "architecture": architecture,
+            **({"variant": "v8"} if architecture == "arm64" else {}),
+            "os": "linux",
+            "created": _date(seconds),
+            "config": {key: built["config"][key] for key in kept},
+            "rootfs": built["rootfs"],
+            "history": [{"created": _date(seconds), "created_by": what} for what in LAYERS],
+        }
+        config = json.dumps(made, sort_keys=True).encode()
+        name = f"{hashlib.sha256(config).hexdigest()}.json"
+        layers = [f"{digest.removeprefix('sha256:')}.tar" for digest in built["rootfs"]["diff_ids"]]
+        _add(
+            target,
+            "manifest.json",
+            json.dumps([{"Config": name, "RepoTags": [tag], "Layers": layers}]).encode(),
+        )
+        _add(target, name, config)
+        for old, new in zip(manifest["Layers"], layers, strict=True):
+            _add(target, new, _read(source, old))
+
+
+def _date(seconds: int) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _read(archive: tarfile.TarFile, name: str) -> bytes:
+    file: Any = archive.extractfile(name)
+    return bytes(file.read())
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def build(platform: str, tag: str, folder: Path, more_labels: Sequence[str] = ()) -> Path:
+    """Build for a platform; return the archive of the image."""
+    architecture = platform.partition("/")[2]
+    seconds = build_time()
+    pyz.build(PYTHON, pyz.PLATFORMS[platform], ROOT / "bin" / "image" / architecture / "livenessprobe")
+    built = run_builder(architecture, seconds, more_labels)
+    archive = folder / f"livenessprobe-{architecture}.tar"
+    with tempfile.TemporaryDirectory() as temporary:
+        saved = Path(temporary, "saved.tar")
+        docker("save", f"--output={saved}", built)
+        settle(saved, archive, tag, architecture, seconds)
+    docker("load", f"--input={archive}")
+    docker("rmi", built, check=False)
+    return archive
+
+
+def main() -> None:
+    """Build what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--platform", choices=pyz.PLATFORMS, help="not that of the engine")
+    parser.add_argument("tag", help="REGISTRY/NAME:TAG")
+    options = parser.parse_args()
+    platform = options.platform or engine_platform()
+    archive = build(platform, options.tag, ROOT / "bin")
+    contents = sbom.list_content(archive)
+    print(f"{options.tag} for {platform}: {archive.relative_to(ROOT)}, {contents.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
