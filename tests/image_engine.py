@@ -79,6 +79,15 @@ class Container:
         must("start", self.id)
         return self
 
+    def forget(self) -> None:
+        """Have the kernel hold nothing of the image's files in memory, as on a node where it never ran; as root."""
+        os.sync()
+        for layer in self.inspect()["GraphDriver"]["Data"]["LowerDir"].split(":"):
+            for path in Path(layer).rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    with path.open("rb") as file:
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     def inspect(self) -> dict[str, Any]:
         return dict(json.loads(must("inspect", self.id))[0])
 
