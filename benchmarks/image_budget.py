@@ -145,11 +145,12 @@ def as_image(name: str) -> Iterator[str]:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         archive.add(file, "livenessprobe")
-    made = docker("import", "--change=ENTRYPOINT [/livenessprobe]".replace("[/", '["/').replace("]", '"]'), "-", data=packed.getvalue())  # fmt: skip
+    entry_point = '--change=ENTRYPOINT ["/livenessprobe"]'
+    made = docker("import", entry_point, "-", data=packed.getvalue()).decode().strip()
     try:
-        yield made.decode().strip()
+        yield made
     finally:
-        docker("rmi", made.decode().strip())
+        docker("rmi", made)
 
 
 def main() -> int:

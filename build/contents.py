@@ -87,13 +87,13 @@ nonroot:x:65532:65532:nonroot:/nonexistent:/sbin/nologin
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 
-# What is left of build/start.py where all is in its place: no check, no cache, nothing that the environment changes.
+# All is in its place: nothing to unpack, no cache to find, nothing that the environment could change.
 START = f"""\
 #!/{INTERPRETER} -IS
 import sys
 
 sys.path[:] = ["/{PAYLOAD}", "/{LIBRARY}", "/{LIBRARY}/lib-dynload"]
-from livenessprobe.__main__ import main
+from image_start import main
 
 main()
 """

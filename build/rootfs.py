@@ -141,6 +141,8 @@ class Root:
     def add_own_files(self) -> None:
         for path, text in contents.FILES.items():
             write(self.base / path, text)
+        main = Path(__file__).with_name("image_start.py")
+        compile_module(main, self.program / PAYLOAD / "image_start.pyc", f"/{PAYLOAD}/{main.name}", 2)
         start = self.program / "livenessprobe"
         write(start, contents.START)
         start.chmod(0o755)
