@@ -83,8 +83,8 @@ def check(
 ) -> Verdict:
     """Attempt to probe the driver until there is a verdict that waiting would not change, or patience ends.
 
-    start is when, by the clock, somebody began to wait for it. attempt gets the seconds it may take; pause sleeps and returns True where the program is stopping; waiting sees the
-    verdict of every attempt that is about to be repeated.
+    start is when, by the clock, somebody began to wait for it. attempt gets the seconds it may take; pause sleeps and
+    returns True where the program is stopping; waiting sees the verdict of every attempt that is about to be repeated.
     """
     while True:
         verdict = attempt(min(patience.answer, start + patience.total - clock()))
@@ -201,7 +201,7 @@ class History:
         if not self._failures:
             self._since = asked
         self._failures += 1
-        repeated = last is not None and self._is_same(last, verdict)
+        repeated = last is not None and not self._is_news(last, verdict)
         if repeated and now < self._remind_at:
             return None
         self._interval = (
@@ -210,9 +210,12 @@ class History:
         self._remind_at = now + self._interval
         return Change(verdict, self._failures, now - self._since, repeated)
 
-    def _is_same(self, last: Verdict, verdict: Verdict) -> bool:
+    def _is_news(self, last: Verdict, verdict: Verdict) -> bool:
+        """Compare with the verdict before, and count the texts of one reason."""
         if (last.outcome, last.reason) != (verdict.outcome, verdict.reason):
             self._texts = 1
+            return True
+        if last.text == verdict.text:
             return False
-        self._texts += last.text != verdict.text
-        return last.text == verdict.text or self._texts > _MOST_TEXTS
+        self._texts += 1
+        return self._texts <= _MOST_TEXTS

@@ -42,9 +42,8 @@ class Postponed(types.ModuleType):
     """Stands for a module until something of it is used."""
 
     def __getattr__(self, name: str) -> object:
-        if (
-            name.startswith("__") and name != "__all__"
-        ):  # asked by the import system, not by a user of the module
+        # Such a name is asked for by the import system, not by a user of the module.
+        if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
         return getattr(load(self.__name__), name)
 
