@@ -11,17 +11,7 @@ import signal
 import time
 from contextlib import suppress
 
-from livenessprobe import late
-
-# Besides late.UNUSED: the standard library's own, for what is never asked of it here, a megabyte in all.
-UNUSED: dict[str, dict[str, object]] = {
-    "calendar": {},
-    "inspect": {"get_annotations": lambda of: of.__dict__.get("__annotations__", {})},  # noqa: RUF063 - for dataclasses
-    "ipaddress": {},
-    "locale": {},
-    "textwrap": {},
-    "traceback": {},
-}
+from livenessprobe.__main__ import main as program
 
 # Of cgroup version 2 and 1, as a container sees its own.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -32,13 +22,10 @@ ROUNDS, PAUSE_SECONDS = 20, 0.03  # loading what a check needs takes about as lo
 
 def main() -> None:
     """Run the program."""
-    late.postpone({**late.UNUSED, **UNUSED})
     if memory_is_tight():
         # They are for the main thread: delivered to another one, they would not wake it.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         _thread.start_new_thread(forget_pages, ())
-    from livenessprobe.__main__ import main as program
-
     program()
 
 

@@ -1,17 +1,11 @@
-"""The command: reads the command line and ends the process; nothing else in the package exits."""
+"""The process: its signals and descriptors at the start, its end; nothing else in the package exits."""
 
-import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import NoReturn
 
-from livenessprobe import __version__, config, goflags, late, log
-from livenessprobe.config import Exit
-
-_logger = logging.getLogger("livenessprobe.__main__")
+from livenessprobe import late
 
 
 def main() -> NoReturn:
@@ -20,58 +14,12 @@ def main() -> NoReturn:
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     _open_standard_descriptors()
     late.postpone(late.UNUSED)
+    # Not before: it imports much of what is postponed.
+    from livenessprobe.command import run
+
     code = run(sys.argv[1:])
     # Not sys.exit(): the interpreter's own end waits for or races with threads that may hang in a call to the driver.
     os._exit(code)
-
-
-def run(arguments: Sequence[str]) -> Exit:
-    """Do what the command line asks for; return the exit code."""
-    try:
-        parsed = config.parse(arguments)
-    except goflags.HelpRequested:
-        _print(2, goflags.usage("livenessprobe", config.FLAGS))
-        return Exit.OK
-    except goflags.FlagError as error:
-        _print(2, f"{error}\n{goflags.usage('livenessprobe', config.FLAGS)}")
-        return Exit.FLAGS
-    except config.ConfigError as error:
-        log.setup(0, (), config.wants_json(arguments))
-        return _refuse(error)
-    log.setup(parsed.verbosity, parsed.vmodule, parsed.json_logs)
-    for message, flag in parsed.warnings:
-        _logger.warning(message, {"flag": flag})
-    try:
-        if parsed.version:
-            from livenessprobe.driver import GRPC_VERSION
-
-            python_version = sys.version.split()[0]
-            _print(1, f"livenessprobe {__version__} (Python {python_version}, grpcio {GRPC_VERSION})\n")
-            return Exit.OK
-        if parsed.once:
-            from livenessprobe.once import once
-
-            return once(parsed)
-        from livenessprobe.app import serve
-
-        return serve(parsed)
-    except config.ConfigError as error:
-        return _refuse(error)
-    except Exception as error:
-        _logger.critical("Unexpected error, please report it", {"err": repr(error)}, exc_info=False)
-        return Exit.CONFIGURATION
-
-
-def _refuse(error: config.ConfigError) -> Exit:
-    _logger.error("Bad configuration", {"err": error.reason, "flag": error.flag, "value": error.value})
-    return Exit.CONFIGURATION
-
-
-def _print(descriptor: int, text: str) -> None:
-    data = text.encode(errors="backslashreplace")
-    with suppress(OSError):  # nobody reads
-        while data:
-            data = data[os.write(descriptor, data) :]
 
 
 def _open_standard_descriptors() -> None:

@@ -6,12 +6,12 @@ Every connection serves one request: an answer says `Connection: close`, and not
 import logging
 import re
 import time
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
-from urllib.parse import unquote
 
 LONGEST_HEAD = 16 * 1024  # bytes
 
@@ -78,7 +78,8 @@ class Exchange(BaseHTTPRequestHandler):
             target = target[match.end() :] or "/"
         if not target.startswith("/") and target != "*":
             return self._malformed("malformed request target")
-        self.path = unquote(re.split("[?#]", target, maxsplit=1)[0])
+        path = re.split("[?#]", target, maxsplit=1)[0]
+        self.path = urllib.parse.unquote(path) if "%" in path else path  # loads it where that is needed
         hosts = 0
         for line in fields:
             field = _FIELD_LINE.fullmatch(line)

@@ -9,24 +9,42 @@ import sys
 import types
 from collections.abc import Mapping
 
-# What is imported in vain, by whom, and the attributes that are copied at import without being used.
+# What is imported in vain, by whom, and the attributes that are copied or used at import, with what does for that.
 UNUSED: Mapping[str, Mapping[str, object]] = {
+    # logging, for formats and exceptions that are not ours; log.py, for --vmodule
+    "fnmatch": {},
+    "string": {"Formatter": object, "Template": None},
+    "traceback": {},
+    # dataclasses
+    "inspect": {"get_annotations": lambda of: of.__dict__.get("__annotations__", {})},  # noqa: RUF063 - as it does
     # http.server
+    "datetime": {},
     "email.utils": {},
     "html": {},
     "http.client": {"HTTPMessage": None},
     "mimetypes": {},
     "shutil": {},
+    "urllib.parse": {},
     # grpc and protobuf
     "asyncio": {},
+    "grpc._simple_stubs": dict.fromkeys(("stream_stream", "stream_unary", "unary_stream", "unary_unary")),
+    "grpc._typing": dict.fromkeys(
+        (
+            *("ChannelArgumentType", "DeserializingFunction", "IntegratedCallFactory", "MetadataType"),
+            *("NullaryCallbackType", "ResponseType", "SerializingFunction", "UserTag"),
+        ),
+        object,
+    ),
     "grpc.aio": {},
     "google.protobuf.internal.python_message": {},
+    "google.protobuf.internal.well_known_types": {"WKTBASES": {}},
     "google.protobuf.text_format": {},
-    "inspect": {},
     "pickle": {},
+    "pkgutil": {},
     # prometheus_client, which can also push, serve and compress
     "base64": {},
     "gzip": {},
+    "ipaddress": {},
     "json": {},
     "ssl": dict.fromkeys(("PROTOCOL_TLS_CLIENT", "PROTOCOL_TLS_SERVER", "SSLContext", "TLSVersion")),
     "urllib.error": {"HTTPError": None},

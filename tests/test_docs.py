@@ -251,7 +251,7 @@ def test_no_message_escapes_these_tests() -> None:
     ]
 
     # The warnings of the configuration.
-    assert variable == [("__main__.py", "message")]
+    assert variable == [("command.py", "message")]
 
 
 # ---- CONTRIBUTING

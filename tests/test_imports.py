@@ -10,7 +10,8 @@ MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "ide
 
 # Leaves may use quoting, which imports nothing.
 SIBLINGS = {
-    "__main__": {"app", "config", "driver", "goflags", "late", "log", "once"},
+    "__main__": {"command", "late"},
+    "command": {"app", "config", "driver", "goflags", "log", "once"},
     "app": {"config", "driver", "exchange", "health", "metrics", "naming", "quoting", "web"},
     "once": {"config", "driver", "health", "quoting"},
     "web": {"exchange"},
