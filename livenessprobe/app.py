@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,8 @@ class Service:
         self._patience = health.served(config.connection_timeout, config.probe_timeout)
         self._stopping = threading.Event()
         self._history = History()
-        self._checks = Checks(self._check, time.monotonic, self._log, self._count, self._hear_of_driver)
+        observers = (self._log, self._count, self._hear_of_driver)
+        self._checks = Checks(self._check, time.monotonic, *observers, rest=self._rest)
         self._driver: Driver | None = None
         self._naming: Naming | None = None
         self._metrics: Metrics | None = None
@@ -113,7 +115,12 @@ class Service:
         # The first request may have waited for grpc to load; whatever that took, a check must be given a chance.
         start = max(asked, time.monotonic() - max(0.0, self._patience.total - SHORTEST_CHECK_SECONDS))
         pause = self._stopping.wait
-        return health.check(self._driver.attempt, self._patience, start, time.monotonic, pause)
+        attempt = partial(self._driver.attempt, keep=self._checks.in_burst)
+        return health.check(attempt, self._patience, start, time.monotonic, pause)
+
+    def _rest(self) -> None:
+        if self._driver is not None:
+            self._driver.rest()
 
     def _health_route(self, *good: Outcome) -> Route:
         def route(reply: Reply) -> None:

@@ -1,20 +1,21 @@
 """The CSI driver over gRPC: connect, Probe, GetPluginInfo. The only importer of grpc and of the generated messages.
 
 Every attempt opens a new connection, as the kubelet does for each volume operation: a driver that is out of file
-descriptors, or whose socket was unlinked or replaced, must not look healthy because an old connection still works.
+descriptors, or whose socket was unlinked or replaced, must not look healthy because an old connection still works. One
+attempt after another may call over an old one nevertheless, once a new one has been answered.
 """
 
 import errno
 import logging
 import os
+import re
 import socket
 import stat
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from urllib.parse import quote as percent_quote
-from urllib.parse import unquote
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes to standard error in a format of its own
 
@@ -69,7 +70,7 @@ _SETTINGS = 0x04
 
 
 class Driver:
-    """One CSI driver at an address. Attempts may come from several threads; close() ends them all."""
+    """One CSI driver at an address. Calls may come from several threads, those that keep from one; close() ends all."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class Driver:
         """
         self._address = address
         self._path = socket_path
-        self._target = address if socket_path is None else "unix:" + percent_quote(os.fsencode(socket_path))
+        self._target = address if socket_path is None else "unix:" + _escaped(socket_path)
         # As Go's client says; of itself the C core sends the escaped path, which strict servers refuse as malformed.
         self._options = _OPTIONS + ((("grpc.default_authority", "localhost"),) if socket_path else ())
         self._observe = observe
@@ -92,13 +93,25 @@ class Driver:
         self._cancels: list[Callable[[], object]] = []
         self._was_reached = True
         self._outages = 0
+        self._kept: grpc.Channel | None = None
+        self._kept_for: tuple[int, ...] | None = None
+        """The identity of the socket that the kept channel was opened for."""
 
-    def attempt(self, timeout: float) -> Verdict:
-        """Connect and probe once, within timeout seconds."""
+    def attempt(self, timeout: float, keep: bool = False) -> Verdict:
+        """Connect and probe once, within timeout seconds.
+
+        keep: other attempts follow at once. Until rest(), their calls go over one channel, whose opening is what costs
+        most; before each, a plain connection shows that the driver takes and answers new ones.
+        """
         deadline = time.monotonic() + timeout
-        # While there was no connection, a plain one is tried first: far cheaper than a channel that fails.
-        obstacle = None if self._was_reached else self._obstacle(deadline)
-        verdict = obstacle or self._probe(deadline)
+        socket_now = self._socket_identity() if keep else None
+        if self._kept is not None and socket_now != self._kept_for:
+            self.rest()
+        # While there was no connection, a plain one is tried first, too: far cheaper than a channel that fails.
+        plain_first = self._kept is not None or not self._was_reached
+        verdict = (self._obstacle(deadline) if plain_first else None) or self._probe(deadline, socket_now)
+        if verdict not in (health.HEALTHY, health.NOT_READY):
+            self.rest()
         reached = verdict.outcome is not Outcome.UNREACHABLE and verdict.reason != "DeadlineExceeded"
         self._outages += self._was_reached and not reached
         self._was_reached = reached
@@ -106,13 +119,20 @@ class Driver:
             return health.failed("Canceled", "the liveness probe is stopping")
         return verdict
 
+    def rest(self) -> None:
+        """Close what was kept for more attempts; an open channel wakes up some twenty times a second."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
     def name(self, timeout: float) -> tuple[str, str]:
         """Ask the driver for its name, within timeout seconds.
 
         Returns the name and "", or "" and what went wrong: "" as well where there was no connection to ask over.
         """
         request = GetPluginInfoRequest().SerializeToString()
-        code, message, reply = self._call(GET_PLUGIN_INFO, request, time.monotonic() + timeout)
+        with self._channel() as channel:
+            code, message, reply = self._call(channel, GET_PLUGIN_INFO, request, time.monotonic() + timeout)
         if reply is None:
             return "", "" if self._lacked_connection(code, message) else health.failed(code, message).text
         try:
@@ -125,12 +145,7 @@ class Driver:
 
     def identity(self) -> tuple[object, ...]:
         """Return a value that differs once another driver may be behind the address: a new socket, or after an outage."""
-        try:
-            status = os.stat(self._path) if self._path else None
-        except OSError:
-            status = None
-        socket_identity = (status.st_dev, status.st_ino, status.st_ctime_ns) if status else None
-        return socket_identity, self._outages
+        return self._socket_identity(), self._outages
 
     def close(self) -> None:
         """End the attempts that are under way, and let no new one begin."""
@@ -151,8 +166,30 @@ class Driver:
             with self._lock:
                 self._cancels.remove(cancel)
 
-    def _probe(self, deadline: float) -> Verdict:
-        code, message, reply = self._call(PROBE, ProbeRequest().SerializeToString(), deadline)
+    def _socket_identity(self) -> tuple[int, ...] | None:
+        """Return a value that differs for another socket at the path; None where there is none."""
+        try:
+            status = os.stat(self._path) if self._path else None
+        except OSError:
+            status = None
+        return (status.st_dev, status.st_ino, status.st_ctime_ns) if status else None
+
+    def _channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(self._target, self._options)
+
+    def _probe(self, deadline: float, keep_for: tuple[int, ...] | None) -> Verdict:
+        """Call over the kept channel or a new one, and keep that for the socket given."""
+        was_kept = self._kept is not None
+        channel, self._kept = self._kept or self._channel(), None
+        try:
+            code, message, reply = self._call(channel, PROBE, ProbeRequest().SerializeToString(), deadline)
+            if keep_for and reply is not None:
+                self._kept, self._kept_for = channel, keep_for
+        finally:
+            if self._kept is None:
+                channel.close()
+        if was_kept and code == "Unavailable":  # of the kept connection, which says nothing of a new one
+            return self._probe(deadline, keep_for)
         if reply is None:
             if self._lacked_connection(code, message):
                 # A plain connection tells why, in the system's words; where it finds nothing, all may be well by now.
@@ -164,17 +201,16 @@ class Driver:
             return health.failed("Internal", f"cannot decode the reply: {error}")
         return health.NOT_READY if ready.HasField("ready") and not ready.ready.value else health.HEALTHY
 
-    def _call(self, method: str, request: bytes, deadline: float) -> tuple[str, str, bytes | None]:
-        """Call over a new connection; return the code, the message, and where the code is OK the reply."""
+    def _call(
+        self, channel: grpc.Channel, method: str, request: bytes, deadline: float
+    ) -> tuple[str, str, bytes | None]:
+        """Call; return the code, the message, and where the code is OK the reply."""
         logger = logging.getLogger(__name__)
         start = time.monotonic()
         timeout = max(deadline - start, 0.001)
         logger.log(_CALLS, "Calling the CSI driver", {"method": method, "timeout": f"{timeout:.3f}s"})
         reply = None
-        with (
-            grpc.insecure_channel(self._target, self._options) as channel,
-            self._cancelled_by_close(channel.close),
-        ):
+        with self._cancelled_by_close(channel.close):
             try:
                 # Bytes in, bytes out: grpc's own decoding logs a traceback for a reply it cannot read.
                 reply = channel.unary_unary(method, bytes, bytes)(request, timeout=timeout)
@@ -200,7 +236,10 @@ class Driver:
         return (
             code == "Unavailable"
             and message.startswith(_NO_CONNECTION)
-            and (self._path is None or f"unix:{self._path}:" in unquote(message, errors="surrogateescape"))
+            and (
+                self._path is None
+                or f"unix:{self._path}:" in urllib.parse.unquote(message, errors="surrogateescape")
+            )
         )
 
     def _no_connection(self, message: str) -> Verdict:
@@ -275,6 +314,11 @@ class Driver:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return self._unreachable(reason, " in the liveness probe itself")
         return self._unreachable(reason, may_heal=error.errno in (errno.ENOENT, errno.ECONNREFUSED))
+
+
+def _escaped(path: str) -> str:
+    """Write a path as URIs have it; most need nothing, and no module loaded."""
+    return path if re.fullmatch(r"[\w/.~-]+", path, re.ASCII) else urllib.parse.quote(os.fsencode(path))
 
 
 def _shut_down(connection: socket.socket) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from livenessprobe.quoting import cut
 
 RETRY_SECONDS = 0.1
+BURST_SECONDS = 0.1  # checks that follow one another sooner are a burst
 _FIRST_REMINDER_SECONDS = 10.0
 _LONGEST_REMINDER_SECONDS = 3600.0
 # How many texts of one reason are news, one after the other: some drivers' texts vary with each call.
@@ -115,9 +116,15 @@ class Checks:
         check: Callable[[float], Verdict],
         clock: Callable[[], float],
         *observers: Callable[[Checked], None],
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take what checks: it gets the moment, by the clock, when the first of the requests it is for arrived."""
-        self._check, self._clock, self._observers = check, clock, observers
+        """Take what checks: it gets the moment, by the clock, when the first of the requests it is for arrived.
+
+        rest is called on the same thread when a burst is over.
+        """
+        self._check, self._clock, self._observers, self._rest = check, clock, observers, rest
+        self.in_burst = False
+        """Whether the check in flight, or the last one, came soon after the one before it."""
         self._asked = 0.0
         self._changed = threading.Condition()
         self._waiting: list[Callable[[Verdict], None]] = []
@@ -140,16 +147,22 @@ class Checks:
 
     def run(self) -> None:
         """Check whenever asked, until close()."""
+        ended = float("-inf")
         while True:
+            if self.in_burst and not self._await(BURST_SECONDS):
+                self.in_burst = False
+                self._rest()
+            self._await(None)
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
                 asked = self._asked
+            self.in_burst = asked - ended < BURST_SECONDS
             try:
                 verdict = self._check(asked)
             except Exception as error:  # a defect of ours must not silence the probe
                 verdict = failed("Internal", f"the liveness probe itself failed: {error!r}")
+            ended = self._clock()
             # From here on the check has ended: who asks now waits for the next one.
             with self._changed:
                 answers, self._waiting = self._waiting, []
@@ -159,6 +172,11 @@ class Checks:
             finally:
                 for answer in answers:
                     answer(verdict)
+
+    def _await(self, seconds: float | None) -> bool:
+        """Wait until there is something to do; tell whether there is."""
+        with self._changed:
+            return bool(self._changed.wait_for(lambda: self._waiting or self._closed, seconds))
 
     def close(self) -> None:
         """Let run() return once the check in flight has been answered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import threading
@@ -120,6 +121,22 @@ def talking(talk: Callable[[socket.socket], None], path: Path) -> Iterator[list[
                     connection.shutdown(socket.SHUT_RDWR)
             for thread in threads:
                 thread.join()
+
+
+def relay(path: Path, target: str) -> contextlib.AbstractContextManager[list[socket.socket]]:
+    """Passes each connection on to the socket at target."""
+
+    def talk(connection: socket.socket) -> None:
+        with socket.socket(socket.AF_UNIX) as onward:
+            onward.connect(target)
+            other = {connection: onward, onward: connection}
+            while True:
+                for ready in select.select([*other], [], [])[0]:
+                    if not (data := ready.recv(65536)):
+                        return
+                    other[ready].sendall(data)
+
+    return talking(talk, path)
 
 
 junk = partial(talking, _junk)

@@ -7,6 +7,7 @@ import os
 import resource
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import peers
@@ -64,6 +65,13 @@ def client(socket_path: Path, calls: list[tuple[str, str]]) -> Iterator[Driver]:
     )
     yield client
     client.close()
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "in a burst"])
+def attempt(request: pytest.FixtureRequest, client: Driver) -> Iterator[Callable[[float], Verdict]]:
+    """One attempt, which keeps its channel for the next one, or not: nobody can tell from the verdict."""
+    yield partial(client.attempt, keep=request.param)
+    client.rest()
 
 
 @contextlib.contextmanager
@@ -300,46 +308,107 @@ def test_out_of_file_descriptors_ourselves(client: Driver, socket_path: Path) ->
 # ---- a driver that comes and goes
 
 
-def test_late_killed_restarted(client: Driver, socket_path: Path) -> None:
+def test_late_killed_restarted(attempt: Callable[[float], Verdict], socket_path: Path) -> None:
     late = FakeDriver(socket_path)
-    assert client.attempt(PATIENCE).text.endswith("no such file or directory")
+    assert attempt(PATIENCE).text.endswith("no such file or directory")
     with late:
-        assert client.attempt(PATIENCE) == HEALTHY
+        assert attempt(PATIENCE) == HEALTHY
         late.kill()
-        assert client.attempt(PATIENCE).text.endswith("connection refused")
+        assert attempt(PATIENCE).text.endswith("connection refused")
         late.start()
-        assert client.attempt(PATIENCE) == HEALTHY
+        assert attempt(PATIENCE) == HEALTHY
         late.stop()
-        assert client.attempt(PATIENCE).text.endswith("no such file or directory")
+        assert attempt(PATIENCE).text.endswith("no such file or directory")
 
 
-def test_unlinked_and_replaced_socket(driver: FakeDriver, client: Driver, socket_path: Path) -> None:
-    assert client.attempt(PATIENCE) == HEALTHY
+def test_unlinked_and_replaced_socket(
+    driver: FakeDriver, client: Driver, attempt: Callable[[float], Verdict], socket_path: Path
+) -> None:
+    assert attempt(PATIENCE) == HEALTHY
     driver.unlink()
-    assert client.attempt(PATIENCE).text.endswith("no such file or directory")
+    assert attempt(PATIENCE).text.endswith("no such file or directory")
 
     with FakeDriver(socket_path, name="other.csi.k8s.io") as other:
         other.set("not-ready")
-        assert client.attempt(PATIENCE) == NOT_READY
+        assert attempt(PATIENCE) == NOT_READY
         assert client.name(PATIENCE) == ("other.csi.k8s.io", "")
 
 
-def test_stopped_process(driver: FakeDriver, client: Driver, socket_path: Path) -> None:
-    assert client.attempt(PATIENCE) == HEALTHY
+def test_stopped_process(driver: FakeDriver, attempt: Callable[[float], Verdict]) -> None:
+    assert attempt(PATIENCE) == HEALTHY
     driver.pause()
     for _ in range(2):
-        assert client.attempt(BRIEF).reason == "DeadlineExceeded"
+        assert attempt(BRIEF).reason == "DeadlineExceeded"
     driver.resume()
-    assert client.attempt(PATIENCE) == HEALTHY
+    assert attempt(PATIENCE) == HEALTHY
 
 
-def test_out_of_file_descriptors(driver: FakeDriver, client: Driver) -> None:
-    assert client.attempt(PATIENCE) == HEALTHY
+def test_out_of_file_descriptors(driver: FakeDriver, attempt: Callable[[float], Verdict]) -> None:
+    assert attempt(PATIENCE) == HEALTHY
     driver.exhaust_descriptors()
     for _ in range(2):
-        assert client.attempt(BRIEF).reason == "DeadlineExceeded"
+        assert attempt(BRIEF).reason == "DeadlineExceeded"
     driver.release_descriptors()
+    assert attempt(PATIENCE) == HEALTHY
+
+
+def test_a_socket_replaced_while_the_old_driver_lives(
+    driver: FakeDriver, attempt: Callable[[float], Verdict], socket_path: Path
+) -> None:
+    assert attempt(PATIENCE) == HEALTHY
+    driver.unlink()
+    with FakeDriver(socket_path) as other:
+        other.set("not-ready")
+        assert attempt(PATIENCE) == NOT_READY
+
+
+# ---- one attempt after another
+
+
+def test_a_kept_channel_is_used_until_a_rest(driver: FakeDriver, client: Driver) -> None:
+    for _ in range(3):
+        assert client.attempt(PATIENCE, keep=True) == HEALTHY
+        driver.wait_until(lambda seen: seen.connections == 1)
+    client.rest()
+    assert driver.wait_until(lambda seen: seen.connections == 0).probes == 3
+
+    assert client.attempt(PATIENCE, keep=True) == HEALTHY
     assert client.attempt(PATIENCE) == HEALTHY
+    assert driver.wait_until(lambda seen: seen.connections == 0).probes == 5
+
+
+def test_each_call_over_a_kept_channel_follows_a_new_connection(folder: Path, driver: FakeDriver) -> None:
+    between = folder / "between.sock"
+    with peers.relay(between, driver.target) as connections:
+        client = Driver(str(between), str(between))
+        for _ in range(3):
+            assert client.attempt(PATIENCE, keep=True) == HEALTHY
+        assert len(connections) == 3
+        client.rest()
+
+
+def test_after_a_failure_nothing_is_kept(driver: FakeDriver, client: Driver) -> None:
+    assert client.attempt(PATIENCE, keep=True) == HEALTHY
+    driver.set("error", code="INTERNAL", message="disk is gone")
+    assert client.attempt(PATIENCE, keep=True).reason == "Internal"
+    assert driver.wait_until(lambda seen: seen.connections == 0).probes == 2
+
+
+def test_unavailable_over_a_kept_channel_is_asked_again_over_a_new_one(
+    driver: FakeDriver, client: Driver, calls: list[tuple[str, str]]
+) -> None:
+    """The connection may have broken for reasons of its own."""
+    assert client.attempt(PATIENCE, keep=True) == HEALTHY
+    driver.set("error", code="UNAVAILABLE", message="no backend")
+    assert client.attempt(PATIENCE, keep=True).text == "rpc error: code = Unavailable desc = no backend"
+    assert calls == [(PROBE, "OK"), (PROBE, "Unavailable"), (PROBE, "Unavailable")]
+
+
+def test_nothing_is_kept_for_another_target_than_a_unix_socket() -> None:
+    with FakeDriver("127.0.0.1:0") as driver:
+        client = Driver(driver.address, None)
+        assert client.attempt(PATIENCE, keep=True) == HEALTHY
+        driver.wait_until(lambda seen: seen.connections == 0)
 
 
 def test_paths_with_characters_of_addresses(driver: FakeDriver, folder: Path) -> None:

@@ -267,6 +267,37 @@ def test_a_check_is_told_when_its_first_request_came() -> None:
             assert gate.asked == first
 
 
+def test_checks_that_follow_one_another_are_a_burst_which_ends_with_a_rest() -> None:
+    now, bursts, answers, rests = [0.0], list[bool](), Queue[Verdict](), Queue[threading.Thread]()
+
+    def note(_: float) -> Verdict:
+        bursts.append(checks.in_burst)
+        return HEALTHY
+
+    checks = Checks(note, lambda: now[0], rest=lambda: rests.put(threading.current_thread()))
+    with running(checks) as thread:
+        for at in (1.0, 2.0, 2.05, 2.1):
+            now[0] = at
+            checks.ask(answers.put)
+            answers.get(timeout=10)
+        assert rests.get(timeout=10) is thread
+        now[0] = 3.0
+        checks.ask(answers.put)
+        answers.get(timeout=10)
+    assert bursts == [False, False, True, True, False]
+
+
+def test_no_rest_without_a_burst() -> None:
+    now, answers, rests = [0.0], Queue[Verdict](), Queue[None]()
+    checks = Checks(lambda _: HEALTHY, lambda: now[0], rest=lambda: rests.put(None))
+    with running(checks):
+        for at in (1.0, 2.0, 3.0):
+            now[0] = at
+            checks.ask(answers.put)
+            answers.get(timeout=10)
+    assert rests.empty()
+
+
 def test_no_check_without_a_request() -> None:
     gate = Gate()
     with running(Checks(gate, time.monotonic)):
