@@ -13,6 +13,11 @@ BUILD = "livenessprobe_0"
 PYTHON = (3, 11)
 MACHINE = "x86_64"
 
+# shiv's own switches but for SHIV_ROOT. A service named "shiv" gives each pod of its namespace others that begin so.
+SWITCHES = (
+    "COMPILE_PYC COMPILE_WORKERS CONSOLE_SCRIPT ENTRY_POINT EXTEND_PYTHONPATH FORCE_EXTRACT INTERPRETER MODULE"
+    " PREPEND_PYTHONPATH"
+).split()
 DOCKER_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
 ADVICE = (
     "set SHIV_ROOT to a folder you can write to, with 30 MB free, on a file system that is not mounted noexec"
@@ -115,9 +120,8 @@ def main():
     if wrong:
         fail(wrong)
     archive = sys.path[0]
-    for name in os.environ:
-        if name.startswith("SHIV_") and name != "SHIV_ROOT":
-            # shiv's own switches, such as SHIV_INTERPRETER, are for shiv's own start.
+    for name in SWITCHES:
+        if "SHIV_" + name in os.environ:
             from _bootstrap import bootstrap
 
             return bootstrap()

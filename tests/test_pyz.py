@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shiv.bootstrap.environment import Environment
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "bin" / "livenessprobe"
@@ -272,6 +273,18 @@ def test_switches_of_shiv_still_work(host: Host) -> None:
     done = subprocess.run([FILE, "-c", code], env=env, capture_output=True, check=True, text=True, timeout=60)
 
     assert done.stdout.startswith(str(host.cache))
+
+
+def test_they_are_all_known_and_nothing_else_is_taken_for_one(host: Host) -> None:
+    switches = {name for key, name in vars(Environment).items() if key.isupper()} - {Environment.ROOT}
+    with zipfile.ZipFile(FILE) as archive:
+        [names] = re.findall(r"(?ms)^SWITCHES = (\(.*?\n\))", archive.read("__main__.py").decode())
+    assert {f"SHIV_{name}" for name in ast.literal_eval(names).split()} == switches
+
+    # As in a namespace with a service named shiv.
+    service = {"SHIV_SERVICE_HOST": "10.0.0.1", "SHIV_PORT": "tcp://10.0.0.1:80"}
+    host.runs(env={"SHIV_ROOT": str(host.cache), **service})
+    assert not list(host.cache.rglob("*_lock"))
 
 
 # ---- hosts that don't
