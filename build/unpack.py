@@ -32,6 +32,7 @@ def unpack(archive: str, folder: str, check: Callable[[str], None]) -> None:
         try:
             fill(part, archive)
             compile_all(part, folder)
+            write_out(part)
             os.rename(part, folder)
         except BaseException:
             # The content alone: a start that waits for the lock goes on with this very folder.
@@ -77,3 +78,13 @@ def compile_all(part: str, folder: str) -> None:
                     invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
                     quiet=2,
                 )
+
+
+def write_out(part: str) -> None:
+    """Have it on the disk before it gets its name: a host that loses power must not keep a folder of empty files."""
+    for path, _, names in os.walk(part):
+        for name in [".", *names]:
+            if not name.endswith(".py"):  # not read, since there is a compiled one
+                handle = os.open(os.path.join(path, name), os.O_RDONLY)
+                os.fsync(handle)
+                os.close(handle)
