@@ -24,7 +24,8 @@ UNUSED: Mapping[str, Mapping[str, object]] = {
     "http.client": {"HTTPMessage": None},
     "mimetypes": {},
     "shutil": {},
-    "urllib.parse": {},
+    # Also prometheus_client, for what serves and pushes there.
+    "urllib.parse": dict.fromkeys(("parse_qs", "quote_plus", "urlparse")),
     # grpc and protobuf
     "asyncio": {},
     "grpc._simple_stubs": dict.fromkeys(("stream_stream", "stream_unary", "unary_stream", "unary_unary")),
@@ -46,6 +47,10 @@ UNUSED: Mapping[str, Mapping[str, object]] = {
     "gzip": {},
     "ipaddress": {},
     "json": {},
+    "prometheus_client.asgi": {"make_asgi_app": None},
+    "prometheus_client.decorator": {"decorate": None},
+    "prometheus_client.gc_collector": dict.fromkeys(("GC_COLLECTOR", "GCCollector")),
+    "prometheus_client.platform_collector": dict.fromkeys(("PLATFORM_COLLECTOR", "PlatformCollector")),
     "ssl": dict.fromkeys(("PROTOCOL_TLS_CLIENT", "PROTOCOL_TLS_SERVER", "SSLContext", "TLSVersion")),
     "urllib.error": {"HTTPError": None},
     "urllib.request": {
