@@ -73,6 +73,18 @@ lock: .venv/done  ## renew the lock files to the newest versions that pyproject.
 
 clean:  ## remove everything that was built
 	rm -rf .venv bin dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+load: .venv/done bin/livenessprobe  ## put storms of requests and a flood of half-open connections on it (SECONDS=60 of flood)
+	@$(python) benchmarks/load.py --program '$(PROGRAM)' --seconds $(SECONDS)
+
+torture: .venv/done bin/livenessprobe  ## run random lives of the driver, and random junk, for MINUTES=5 (SEED=… plays one round again)
+	@$(python) tests/torture.py --minutes $(MINUTES) --seed '$(SEED)'
+
+check-manifest: .venv/done  ## say what would change where this takes the reference's place in a manifest (FILE=path, or - for standard input)
+	@$(python) deploy/migration/check_manifest.py --image $(REGISTRY)/$(IMAGE):$(TAG) $(FILE)
+
+dashboard: .venv/done bin/livenessprobe  ## draw docs/dashboard.svg: what the Grafana dashboard shows of a recorded run, by a real Prometheus
+	$(python) tests/monitored.py docs/dashboard.svg
+
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 .venv/done: build/requirements-dev.lock build/venv.sh

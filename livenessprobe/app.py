@@ -135,7 +135,7 @@ class Service:
     def _start_metrics(self, grpc_version: str) -> None:
         from livenessprobe.metrics import Metrics
 
-        metrics = Metrics(grpc_version)
+        metrics = Metrics(grpc_version, self._config.probe_timeout)
         with self._metrics_start:
             self._metrics = metrics
         for reply in self._early_scrapes:

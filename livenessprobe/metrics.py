@@ -1,6 +1,6 @@
 """What is measured, in Prometheus' terms, on a registry of our own. The only importer of prometheus_client."""
 
-import platform
+import sys
 import time
 
 from prometheus_client import (
@@ -8,6 +8,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Info,
     ProcessCollector,
     disable_created_metrics,
 )
@@ -26,10 +27,9 @@ class Metrics:
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, grpc_version: str) -> None:
+    def __init__(self, grpc_version: str, probe_timeout: float) -> None:
+        """Take what does not change while the process runs; probe_timeout is in seconds."""
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.driver_name = UNKNOWN_DRIVER
-        """The driver's name once it is known; a label of the calls from then on."""
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._operations = Histogram(
@@ -55,6 +55,11 @@ class Metrics:
             "Checks since the driver was last found healthy.",
             registry=self._registry,
         )
+        self._changes = Counter(
+            "csi_liveness_changes_total",
+            "Times a check found the driver healthy when the one before had not, or the other way round.",
+            registry=self._registry,
+        )
         self._checks = Counter(
             "csi_liveness_checks_total",
             "Checks by result (healthy, not_ready, failed, unreachable) and reason (a gRPC code, or the system's words).",
@@ -66,12 +71,33 @@ class Metrics:
             "Requests answered with the verdict of a check that another request had begun.",
             registry=self._registry,
         )
+        Gauge(
+            "csi_liveness_probe_timeout_seconds", "The longest one check may take.", registry=self._registry
+        ).set(probe_timeout)
+        # The other csi_liveness series have no label for the name: they go on when it is learnt. Join them with this.
+        self._driver = Info(
+            "csi_liveness_driver",
+            "Always 1; the label is the driver's name, unknown-driver until it is known.",
+            registry=self._registry,
+        )
+        self.driver_name = UNKNOWN_DRIVER
         names = ("version", "python_version", "grpcio_version")
         build = Gauge(
             "csi_liveness_build_info", "Always 1; the labels are versions.", names, registry=self._registry
         )
-        build.labels(__version__, platform.python_version(), grpc_version).set(1)
+        build.labels(__version__, sys.version.split()[0], grpc_version).set(1)
         self._seen: set[Gauge] = set()
+        self._healthy: bool | None = None
+
+    @property
+    def driver_name(self) -> str:
+        """The driver's name once it is known; a label of the calls from then on."""
+        return self._driver_name
+
+    @driver_name.setter
+    def driver_name(self, name: str) -> None:
+        self._driver_name = name
+        self._driver.info({"driver_name": name})
 
     def call(self, method: str, code: str, seconds: float) -> None:
         """Count a gRPC call: its full method name, its code named as in Go, and how long it took."""
@@ -82,6 +108,9 @@ class Metrics:
         self._checks.labels(result, reason).inc()
         self._shared.inc(answers - 1)
         self._show(self._up, float(healthy))
+        if self._healthy not in (None, healthy):
+            self._changes.inc()
+        self._healthy = healthy
         if healthy:
             self._failures.set(0)
             self._show(self._last_success, time.time())

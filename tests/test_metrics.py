@@ -78,7 +78,7 @@ def scraped(probe: program.Probe, path: str = "/metrics", listener: int = 0) -> 
 
 
 def test_calls_are_a_histogram_that_dashboards_know() -> None:
-    metrics = Metrics("1.2.3")
+    metrics = Metrics("1.2.3", 3.0)
     metrics.call(PROBE, "OK", 0.3)
     metrics.driver_name = "some.csi.k8s.io"
     for seconds in (0.05, 0.1, 0.2, 700):
@@ -107,17 +107,18 @@ def test_calls_are_a_histogram_that_dashboards_know() -> None:
 
 
 def test_no_verdict_is_shown_before_there_is_one() -> None:
-    series = rendered(Metrics("1.2.3"))
+    series = rendered(Metrics("1.2.3", 3.0))
 
     assert "csi_liveness_up" not in series.names
     assert "csi_liveness_last_success_timestamp_seconds" not in series.names
     assert series.value("csi_liveness_consecutive_failures") == 0
     assert series.value("csi_liveness_checks_shared_total") == 0
+    assert series.value("csi_liveness_changes_total") == 0
     assert series.checks() == {}
 
 
 def test_checks() -> None:
-    metrics = Metrics("1.2.3")
+    metrics = Metrics("1.2.3", 3.0)
 
     metrics.check(False, "unreachable", "connection refused", 1)
     metrics.check(False, "unreachable", "connection refused", 3)
@@ -150,8 +151,32 @@ def test_checks() -> None:
     }
 
 
+def test_changes_are_counted_one_by_one() -> None:
+    metrics = Metrics("1.2.3", 3.0)
+    seen = []
+    for healthy in (False, False, True, True, False, True):
+        metrics.check(healthy, "healthy" if healthy else "failed", "OK" if healthy else "Internal", 1)
+        seen.append(rendered(metrics).value("csi_liveness_changes_total"))
+
+    # The first verdict changes nothing.
+    assert seen == [0, 0, 1, 1, 2, 3]
+
+
+def test_the_driver_has_one_name_at_a_time() -> None:
+    metrics = Metrics("1.2.3", 3.0)
+    seen: list[tuple[dict[str, str], float]] = []
+    for name in ("some.csi.k8s.io", "other.csi.k8s.io"):
+        seen += rendered(metrics).samples("csi_liveness_driver_info")
+        metrics.driver_name = name
+    seen += rendered(metrics).samples("csi_liveness_driver_info")
+
+    names = ("unknown-driver", "some.csi.k8s.io", "other.csi.k8s.io")
+    assert seen == [({"driver_name": name}, 1.0) for name in names]
+    assert metrics.driver_name == "other.csi.k8s.io"
+
+
 def test_build() -> None:
-    assert list(rendered(Metrics("1.2.3")).samples("csi_liveness_build_info")) == [
+    assert list(rendered(Metrics("1.2.3", 3.0)).samples("csi_liveness_build_info")) == [
         (
             {
                 "version": __version__,
@@ -164,19 +189,20 @@ def test_build() -> None:
 
 
 def test_two_never_share_a_registry() -> None:
-    one, other = Metrics("1.2.3"), Metrics("1.2.3")
+    one, other = Metrics("1.2.3", 3.0), Metrics("1.2.3", 3.0)
     one.check(True, "healthy", "OK", 1)
 
     assert "csi_liveness_up" not in rendered(other).names
 
 
 def test_a_drivers_name_cannot_forge_a_series() -> None:
-    metrics = Metrics("1.2.3")
+    metrics = Metrics("1.2.3", 3.0)
     metrics.driver_name = name = 'x"} 1\ncsi_liveness_up 1\n\\'
     metrics.call(PROBE, "OK", 0.1)
     series = rendered(metrics)
 
     assert series.calls() == {(name, PROBE, "OK"): 1}
+    assert list(series.samples("csi_liveness_driver_info")) == [({"driver_name": name}, 1.0)]
     assert "csi_liveness_up" not in series.names
 
 
@@ -208,6 +234,9 @@ def test_a_series_of_checks(driver: FakeDriver, probe: program.Probe, command: S
     }
     assert series.value("csi_liveness_up") == 0
     assert series.value("csi_liveness_consecutive_failures") == 6
+    assert series.value("csi_liveness_changes_total") == 1
+    assert series.value("csi_liveness_probe_timeout_seconds") == 1
+    assert series.value("csi_liveness_driver_info", driver_name="fake.csi.k8s.io") == 1
     success = series.value("csi_liveness_last_success_timestamp_seconds")
     assert success is not None
     assert started - 1 < success < time.time() + 1

@@ -1,0 +1,268 @@
+"""A real Prometheus, set up as deploy/prometheus/ says, over pods of real drivers and sidecars.
+
+A minute lasts a second here: `hurried` divides every duration in the files by 60, and nothing else is changed but
+where the pods are learnt from: Debian's Prometheus is built without Kubernetes discovery, so a file gives the labels.
+
+    python tests/monitored.py docs/dashboard.svg
+
+plays an hour and a quarter of a driver's troubles in as many seconds, and draws the dashboard of that; see `make dashboard`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import program
+from fake_driver import FakeDriver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+DEPLOYED = program.ROOT / "deploy" / "prometheus"
+KUBELETS_PERIOD = 10 / 60
+DISCOVERY = "kubernetes_sd_configs:\n      - role: pod\n"
+_MILLISECONDS = {"s": 1_000, "m": 60_000, "h": 3_600_000}
+
+
+def missing() -> str:
+    """Why there is no Prometheus to test with; empty where there is one."""
+    absent = [command for command in ("prometheus", "promtool") if not shutil.which(command)]
+    return f"there is no {absent[0]} here: apt-get install prometheus" if absent else ""
+
+
+def hurried(text: str) -> str:
+    """A configuration or rules with every duration divided by 60; names such as rate5m stay."""
+    return re.sub(
+        r"\b(\d+)([smh])\b", lambda found: f"{int(found[1]) * _MILLISECONDS[found[2]] // 60}ms", text
+    )
+
+
+def discovered_by_file(config: str, targets: Path) -> str:
+    """The configuration for Kubernetes with a file instead of its API: the same targets with the same labels."""
+    assert config.count(DISCOVERY) == 1
+    return config.replace(DISCOVERY, f"file_sd_configs:\n      - files: ['{targets}']\n")
+
+
+class Prometheus:
+    """`with Prometheus(config, rules, folder) as prometheus: …`, each a text."""
+
+    def __init__(self, config: str, rules: str, folder: Path) -> None:
+        self._folder = folder
+        (folder / "prometheus.yml").write_text(config)
+        (folder / "rules.yml").write_text(rules)
+        self.url = f"http://127.0.0.1:{program.free_port()}"
+
+    def __enter__(self) -> Prometheus:
+        command = [
+            "prometheus",
+            f"--config.file={self._folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={self._folder / 'data'}",
+            f"--web.listen-address={self.url.removeprefix('http://')}",
+            "--scrape.discovery-reload-interval=100ms",
+        ]
+        self._log = (self._folder / "prometheus.log").open("w+")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+        )
+        try:
+            self.wait(self._is_ready, "it is ready")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def api(self, path: str, **parameters: str | float) -> Any:
+        """The data that its HTTP API answers with; an error is raised with its words."""
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            with error:
+                raise AssertionError(f"{parameters}: {error.read().decode()}") from None
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """The samples of an instant vector, each with its labels."""
+        data = self.api("query", query=expression)
+        assert data["resultType"] == "vector"
+        return [(one["metric"], float(one["value"][1])) for one in data["result"]]
+
+    def firing(self, alert: str, **labels: str) -> list[dict[str, Any]]:
+        """The alerts of that name that fire now, of those with these labels."""
+        return [
+            one
+            for one in self.api("alerts")["alerts"]
+            if one["state"] == "firing" and {"alertname": alert, **labels}.items() <= one["labels"].items()
+        ]
+
+    def wait(self, true: Callable[[], object], what: str, timeout: float = 60.0) -> None:
+        # Asks again and again: Prometheus tells nobody of what it found, but an Alertmanager.
+        end = time.monotonic() + timeout
+        while not true():
+            if time.monotonic() > end or self._process.poll() is not None:
+                self._log.seek(0)
+                raise AssertionError(f"not seen: {what}; Prometheus logged:\n{self._log.read()[-4000:]}")
+            time.sleep(0.1)
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/-/ready", timeout=10):
+            return True
+        return False
+
+
+class Pod:
+    """A driver, the sidecar beside it, and a kubelet that asks it `before` each time doing something to the driver."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        probe_timeout: str = "5s",
+        before: Callable[[FakeDriver], None] = lambda driver: None,
+        driver_name: str = "",
+    ) -> None:
+        self.name = name
+        self.driver = FakeDriver(folder / f"{name}.sock", name=driver_name or f"{name}.csi.k8s.io")
+        self._flags = [f"--csi-address={self.driver.target}", f"--probe-timeout={probe_timeout}"]
+        self._before = before
+        self._ends = contextlib.ExitStack()
+        self._quiet = threading.Event()
+
+    def __enter__(self) -> Pod:
+        with self._ends:
+            self._ends.enter_context(self.driver)
+            self.probe = self._ends.enter_context(
+                program.Probe([*self._flags, "--http-endpoint=127.0.0.1:0"])
+            )
+            # Its metrics and the name from the first scrape on: a name that is learnt is a story of its own.
+            self.probe.wait_for_log("Learnt the CSI driver's name")
+            self._ends = self._ends.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.close()
+
+    def ask(self) -> None:
+        """Begin to ask, as the kubelet does, until the end or `quiet`."""
+        asking = threading.Thread(target=self._ask)
+        asking.start()
+        self._ends.callback(asking.join)
+        self._ends.callback(self._quiet.set)
+
+    def quiet(self) -> None:
+        self._quiet.set()
+
+    def target(self, port_name: str = "csi-liveness", phase: str = "Running") -> dict[str, Any]:
+        """What Kubernetes discovery says of it."""
+        return target(self.name, "{}:{}".format(*self.probe.address()), port_name, phase)
+
+    def _ask(self) -> None:
+        while not self._quiet.wait(KUBELETS_PERIOD):
+            self._before(self.driver)
+            self.probe.get()
+
+
+def target(pod: str, address: str, port_name: str = "csi-liveness", phase: str = "Running") -> dict[str, Any]:
+    """What Kubernetes discovery says of one port of a pod."""
+    labels = {
+        "namespace": "storage",
+        "pod_name": f"csi-{pod}",
+        "pod_node_name": f"node-{pod}",
+        "pod_phase": phase,
+        "pod_container_name": "driver",
+        "pod_container_port_name": port_name,
+    }
+    return {
+        "targets": [address],
+        "labels": {f"__meta_kubernetes_{name}": value for name, value in labels.items()},
+    }
+
+
+class Cluster:
+    """Some pods and the Prometheus that discovers them; `others` are targets that no pod here stands for."""
+
+    def __init__(self, folder: Path, pods: Mapping[str, Pod], others: Iterable[dict[str, Any]] = ()) -> None:
+        self.pods = pods
+        self._others = list(others)
+        self._targets = folder / "targets.json"
+        config = discovered_by_file((DEPLOYED / "kubernetes.yml").read_text(), self._targets)
+        self.prometheus = Prometheus(hurried(config), hurried((DEPLOYED / "rules.yml").read_text()), folder)
+        self._ends = contextlib.ExitStack()
+
+    def __enter__(self) -> Cluster:
+        with self._ends:
+            for pod in self.pods.values():
+                self._ends.enter_context(pod)
+            targets = [pod.target() for pod in self.pods.values()]
+            self._targets.write_text(json.dumps([*targets, *self._others]))
+            self._ends.enter_context(self.prometheus)
+            self._ends = self._ends.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.close()
+
+
+# ---- the recorded run
+
+STORY: tuple[tuple[float, str, Callable[[FakeDriver], object]], ...] = (
+    (15, "b", lambda driver: driver.set("error", message="the disk is gone")),
+    (25, "b", lambda driver: driver.set("ready")),
+    (30, "c", lambda driver: driver.set("slow", after=0.35)),
+    (48, "c", lambda driver: driver.set("ready")),
+    (52, "a", lambda driver: driver.kill()),
+    (60, "a", lambda driver: driver.start()),
+    (64, "b", lambda driver: driver.set("hang")),
+    (70, "b", lambda driver: driver.set("ready")),
+)
+SECONDS = 75.0
+
+
+def main(path: str) -> None:
+    if reason := missing():
+        sys.exit(reason)
+    with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as short:
+        folder = Path(short)
+        pods = {name: Pod(name, folder, "500ms", driver_name="example.csi.k8s.io") for name in "abc"}
+        with Cluster(folder, pods) as cluster:
+            for pod in pods.values():
+                # As for a livenessProbe and a readinessProbe.
+                pod.ask()
+                pod.ask()
+            cluster.prometheus.wait(lambda: len(cluster.prometheus.query("csi_liveness_up")) == 3, "all pods")
+            begin = time.time()
+            for at, name, do in (*STORY, (SECONDS, "a", lambda driver: None)):
+                time.sleep(max(0.0, begin + at - time.time()))
+                do(pods[name].driver)
+            Path(path).write_text(picture_of(cluster.prometheus))
+
+
+def picture_of(prometheus: Prometheus) -> str:
+    """What the script draws of the run that has just ended."""
+    minutes = f"{SECONDS:.0f} minutes of three pods, from left to right, each lasting a second."
+    script = str(program.ROOT / "deploy" / "grafana" / "picture.py")
+    options = ["--prometheus", prometheus.url, "--seconds", str(SECONDS), "--rate-interval", "2s"]
+    caption = f"Recorded on {time.strftime('%Y-%m-%d')}: {minutes}"
+    return subprocess.check_output([sys.executable, script, *options, "--caption", caption], text=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
