@@ -1,5 +1,6 @@
 """What is measured, in Prometheus' terms, on a registry of our own. The only importer of prometheus_client."""
 
+import re
 import sys
 import time
 
@@ -119,7 +120,8 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all series in Prometheus' text format, as content_type says."""
-        return generate_latest(self._registry)
+        # Go writes the buckets' bounds as 1 and 10, and queries name them so; the library as 1.0 and 10.0.
+        return re.sub(rb'(?<=le=")(\d+)\.0(?=")', rb"\1", generate_latest(self._registry))
 
     def _show(self, gauge: Gauge, value: float) -> None:
         gauge.set(value)
