@@ -18,6 +18,14 @@ REFERENCE ?=
 BLOCKS ?= 24
 CPUS ?= 0
 N ?= 100000
+SECONDS ?= 60
+# How long to torture, or the seed of one round to play again.
+MINUTES ?= 5
+SEED ?=
+# The manifests that check-manifest reads.
+FILE ?=
+# A database of vulnerabilities with the interface of https://osv.dev.
+ADVISORIES ?= https://api.osv.dev/v1/query
 
 python := .venv/bin/python
 target := $(strip $(PYTHON_VERSION) $(PLATFORM))

@@ -1,0 +1,89 @@
+"""YAML whose values know their place in it, for errors that name it; knows nothing of Kubernetes but quantities."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
+_TEMPLATE = "a template, not a manifest: render it first, as by `helm template`"
+
+
+class ManifestError(Exception):
+    """What is wrong with a manifest, in one line."""
+
+
+class Node:
+    """A value and its place. What is absent has the value None, and so has all that would be below it."""
+
+    def __init__(self, value: Any, place: str) -> None:
+        self.value, self.place = value, place
+
+    def __getitem__(self, key: str) -> Node:
+        return Node(self.mapping().get(key), f"{self.place}.{key}".lstrip("."))
+
+    def at(self, path: str) -> Node:
+        """Go down a path of keys, with dots between them."""
+        node = self
+        for key in path.split("."):
+            node = node[key]
+        return node
+
+    def mapping(self) -> Mapping[str, Any]:
+        return self._typed(dict, "a mapping") or {}
+
+    def items(self) -> list[Node]:
+        values = self._typed(list, "a list") or []
+        return [Node(value, f"{self.place}[{number}]") for number, value in enumerate(values)]
+
+    def text(self) -> str:
+        text: str = self._typed(str, "a string") or ""
+        if "{{" in text:
+            raise ManifestError(f"{self.place}: {_TEMPLATE}")
+        return text
+
+    def number(self) -> int | None:
+        number: int | None = self._typed(int, "a whole number")
+        return number
+
+    def flag(self) -> bool | None:
+        flag: bool | None = self._typed(bool, "true or false")
+        return flag
+
+    def quantity(self) -> float | None:
+        """Read bytes as Kubernetes writes them: 64Mi, 1e8, 0.5Gi."""
+        if self.value is None:
+            return None
+        found = re.fullmatch(r"([0-9]+\.?[0-9]*(?:[eE][0-9]{1,2})?)([KMGT]i|[mkMGT]?)", str(self.value))
+        if found is None:
+            raise ManifestError(f"{self.place}: not a quantity: {self.value!r:.60}")
+        return float(found[1]) * _UNITS[found[2]]
+
+    def _typed(self, kind: type, what: str) -> Any:
+        # To Python true is a number.
+        if self.value is None or (
+            isinstance(self.value, kind) and (kind is bool) == (type(self.value) is bool)
+        ):
+            return self.value
+        raise ManifestError(f"{self.place or 'a document'}: not {what}: {self.value!r:.60}")
+
+
+def documents(text: str) -> list[Node]:
+    """Read a stream of YAML documents, empty ones left out; raises ManifestError."""
+    try:
+        return [Node(value, "") for value in yaml.safe_load_all(text) if value is not None]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        line = f"line {mark.line + 1}: " if mark else ""
+        what = _TEMPLATE if "{{" in text else f"not YAML: {problem}"
+        raise ManifestError(line + what) from None

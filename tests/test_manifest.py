@@ -1,0 +1,524 @@
+"""`make check-manifest`: what it says of a manifest, and that the program does as it said."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import manifest
+import program
+import pytest
+import yaml
+from check_manifest import is_sidecar
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sidecar import ADVISED_MEMORY, HEALTH_PATHS, LEAST_MEMORY, PROGRAM, Finding, Kind, check
+from yaml_nodes import ManifestError
+
+if TYPE_CHECKING:
+    from conftest import ProbeFactory
+    from fake_driver import FakeDriver
+
+ROOT = program.ROOT
+FIELD = Path(__file__).with_name("field_manifests.yaml")
+SCRIPT = (sys.executable, str(ROOT / "deploy" / "migration" / "check_manifest.py"))
+
+
+def script(*arguments: str | Path, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*SCRIPT, *arguments],
+        capture_output=True,
+        check=False,
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+# ---- the argument lists of the field
+
+SIDECARS = {
+    pod.name: (pod, container)
+    for pod in manifest.pods(FIELD.read_text())
+    for container in pod.containers
+    if is_sidecar(container)
+}
+FINDINGS = {name: list(check(*sidecar)) for name, sidecar in SIDECARS.items()}
+ACCEPTED = [name for name, found in FINDINGS.items() if Kind.ACCEPTED in {each.kind for each in found}]
+
+
+def arguments_of(container: manifest.Container) -> list[str]:
+    return [*container.command[1:], *container.args]
+
+
+def test_report_on_the_field() -> None:
+    done = script(FIELD)
+
+    assert done.stdout == FIELD.with_suffix(".txt").read_text()
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_only_windows_breaks_in_the_field() -> None:
+    broken = {
+        name for name, found in FINDINGS.items() for each in found if each.kind in (Kind.REFUSED, Kind.BREAKS)
+    }
+
+    assert len(SIDECARS) == len(list(yaml.safe_load_all(FIELD.read_text())))
+    assert broken == {name for name in SIDECARS if name.endswith("windows")}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_is_accepted_starts(name: str, driver: FakeDriver, probe_factory: ProbeFactory) -> None:
+    written = arguments_of(SIDECARS[name][1])
+    # The same flags, with a socket and ports of this machine.
+    here = [re.sub(r"=.*/.*", f"={driver.target}", each) for each in written if "-csi-address=" in each]
+    here += [
+        re.sub(r"(?<=[:=])[0-9]{4,5}$", lambda _: str(program.free_port()), each)
+        for each in written
+        if "-csi-address=" not in each
+    ]
+    if not any("-csi-address" in each for each in here):
+        here.append(f"--csi-address={driver.target}")
+    if not re.search("-health-port|-http-endpoint", " ".join(here)):
+        here.append(f"--health-port={program.free_port()}")
+
+    response = probe_factory(*here).get()
+
+    assert (response.status, response.text) == (200, "ok")
+
+
+# ---- what the program says itself
+
+
+def findings(*arguments: str) -> list[Finding]:
+    """What is found of a sidecar with these arguments, which is right otherwise."""
+    return found_in({"spec.containers.1.args": list(arguments)})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--feature-gates=ContextualLogging=true"],
+        ["--probe-timeout=5"],
+        ["--csi-address"],
+        ["true", "--v=5"],
+        ["--csi-address=csi.sock"],
+        ["--csi-address=$(NOWHERE)"],
+        ["--health-port=9809", "--http-endpoint=:9808"],
+        ["--metrics-address=:9809", "--http-endpoint=:9808"],
+        ["--logging-format=xml"],
+        ['--metrics-path=with \x01 "quotes"'],
+    ],
+)  # fmt: skip
+def test_refused_in_the_words_of_the_program(arguments: list[str]) -> None:
+    done = program.run_once(arguments)
+    [refused] = [each.text for each in findings(*arguments) if each.kind is Kind.REFUSED]
+
+    code, _, words = refused.partition(": ")
+    assert code == f"exit {done.returncode}"
+    assert done.stderr.splitlines()[0].endswith(words)
+
+
+def test_warns_in_the_words_of_the_program(probe_factory: ProbeFactory, socket_path: Path) -> None:
+    flags = ["--logtostderr", "--log_dir=/var/log", "--stderrthreshold=2"]
+    port = program.free_port()
+    probe = probe_factory(f"--csi-address={socket_path}", f"--health-port={port}", *flags)
+
+    warned = [
+        each.text for each in findings("--csi-address=/csi/csi.sock", *flags) if each.kind is Kind.WARNS
+    ]
+    logged = [line.partition("] ")[2] for line in probe.log_lines if line.startswith("W")]
+
+    assert len(warned) == 3
+    assert sorted(warned) == sorted(logged)
+
+
+# ---- the rules, each broken alone
+
+GOOD: dict[str, Any] = {
+    "kind": "Pod",
+    "metadata": {"name": "csi"},
+    "spec": {
+        "containers": [
+            {
+                "name": "driver",
+                "image": "registry.example/driver:v1.0",
+                "ports": [{"name": "healthz", "containerPort": 9808}],
+                "livenessProbe": {"httpGet": {"path": "/livez", "port": "healthz"}, "timeoutSeconds": 3},
+            },
+            {
+                "name": "liveness-probe",
+                "image": "registry.example/livenessprobe:v2.19.0",
+                "args": ["--csi-address=/csi/csi.sock"],
+                "resources": {"requests": {"memory": "32Mi"}, "limits": {"memory": "64Mi"}},
+                "securityContext": {
+                    "readOnlyRootFilesystem": True,
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": [{"name": "socket-dir", "mountPath": "/csi"}],
+            },
+        ],
+    },
+}
+ARGS, IMAGE, COMMAND = "spec.containers.1.args", "spec.containers.1.image", "spec.containers.1.command"
+LIMIT = "spec.containers.1.resources.limits.memory"
+HTTP_GET = "spec.containers.0.livenessProbe.httpGet"
+TIMEOUT = "spec.containers.0.livenessProbe.timeoutSeconds"
+SECURITY = "spec.containers.1.securityContext"
+A = "--csi-address=/csi/csi.sock"
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    document = copy.deepcopy(GOOD)
+    for path, value in changes.items():
+        *way, last = path.split(".")
+        place: Any = document
+        for key in way:
+            place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    return document
+
+
+def found_in(changes: dict[str, Any]) -> list[Finding]:
+    [pod] = manifest.pods(yaml.safe_dump(changed(changes)))
+    [sidecar] = filter(is_sidecar, pod.containers)
+    return list(check(pod, sidecar))
+
+
+RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
+    "nothing": ({}, None),
+    "a shell": ({COMMAND: ["/bin/sh", "-c"], ARGS: [A]}, (Kind.BREAKS, "no /bin/sh, nor another shell")),
+    "another program": ({COMMAND: ["/usr/bin/csi-probe"]}, (Kind.BREAKS, "in the image the program is /livenessprobe")),
+    "its program": ({COMMAND: [PROGRAM, A], ARGS: []}, None),
+    "its program, copied": (
+        {COMMAND: [PROGRAM], IMAGE: "registry.example/driver:v1.0"},
+        (Kind.CHANGES, "copied into an image of your own"),
+    ),
+    "windows, a label": ({"spec.nodeSelector": {"kubernetes.io/os": "windows"}}, (Kind.BREAKS, "Windows")),
+    "windows, a field": ({"spec.os": {"name": "windows"}}, (Kind.BREAKS, "Windows")),
+    "windows, a program": ({COMMAND: ["livenessprobe.exe"]}, (Kind.BREAKS, "Windows")),
+    "unknown here": (
+        {ARGS: [A, "--health-port=$(PORT)"], "spec.containers.1.env": [{"name": "PORT", "valueFrom": {}}]},
+        (Kind.UNKNOWN, "--health-port=$(PORT)"),
+    ),
+    "help": ({ARGS: ["--help"]}, (Kind.BREAKS, "usage")),
+    "version": ({ARGS: [A, "--version"]}, (Kind.BREAKS, "version")),
+    "once": ({ARGS: [A, "--once"]}, (Kind.BREAKS, "--once ends")),
+    "of CSI 0.x": ({IMAGE: "registry.example/livenessprobe:v0.4.1"}, (Kind.BREAKS, "CSI 0.x")),
+    "of v1.0": ({IMAGE: "registry.example/livenessprobe:v1.0.2"}, (Kind.CHANGES, "--connection-timeout, 30s")),
+    "of v2.16": ({IMAGE: "registry.example/livenessprobe:v2.16.0"}, (Kind.CHANGES, "was 1s")),
+    "of v2.16, timeout given": (
+        {IMAGE: "registry.example/livenessprobe:v2.16.0", ARGS: [A, "--probe-timeout=2s"]},
+        None,
+    ),
+    "of v1.1, with what had no effect": (
+        {
+            IMAGE: "registry.example/livenessprobe:v1.1.0",
+            ARGS: [A, "--connection-timeout=2s", "--probe-timeout=3s"],
+        },
+        (Kind.CHANGES, "--connection-timeout had no effect"),
+    ),
+    "one port for two": ({ARGS: [A, "--metrics-address=:9808"]}, (Kind.BREAKS, "address already in use")),
+    "two ports": ({ARGS: [A, "--metrics-address=:9809"]}, None),
+    "the default port on the host": ({"spec.hostNetwork": True}, (Kind.ADVICE, "every driver's default")),
+    "a port without a name": ({HTTP_GET + ".port": "health"}, (Kind.BREAKS, "asks port health")),
+    "a port that nobody serves": ({HTTP_GET + ".port": 9898}, (Kind.BREAKS, "asks port 9898, not 9808")),
+    "a port as a number": ({HTTP_GET + ".port": 9808}, None),
+    "a port as a text": ({HTTP_GET + ".port": "9808"}, None),
+    "nobody asks": ({"spec.containers.0.livenessProbe": None}, (Kind.ADVICE, "nobody hears")),
+    "another path": ({HTTP_GET + ".path": "/health"}, (Kind.BREAKS, "404")),
+    "https": ({HTTP_GET + ".scheme": "HTTPS"}, (Kind.BREAKS, "plain HTTP")),
+    "loopback in the pod": ({ARGS: [A, "--http-endpoint=localhost:9808"]}, (Kind.BREAKS, "asks the pod's address")),
+    "loopback of the host": (
+        {
+            ARGS: [A, "--http-endpoint=127.0.0.1:9898"],
+            HTTP_GET + ".port": 9898,
+            "spec.hostNetwork": True,
+        },
+        (Kind.BREAKS, "add host: 127.0.0.1"),
+    ),
+    "loopback of the host, asked there": (
+        {
+            ARGS: [A, "--http-endpoint=[::1]:9898"],
+            HTTP_GET + ".port": 9898,
+            HTTP_GET + ".host": "::1",
+            "spec.hostNetwork": True,
+        },
+        None,
+    ),
+    "the node's loopback": ({HTTP_GET + ".host": "127.0.0.1"}, (Kind.BREAKS, "remove host")),
+    "an impatient kubelet": ({TIMEOUT: None}, (Kind.ADVICE, "ends after 1s, a check may take 3s: write timeoutSeconds: 3")),
+    "a probe of the sidecar": (
+        {"spec.containers.1.livenessProbe": {"httpGet": {"path": "/healthz", "port": 9808}, "timeoutSeconds": 3}},
+        (Kind.ADVICE, "restarts this container"),
+    ),
+    "no volume": ({"spec.containers.1.volumeMounts": []}, (Kind.BREAKS, "no volume is mounted")),
+    "not a socket": ({ARGS: ["--csi-address=dns:///driver:10000"]}, None),
+    "too little memory": ({LIMIT: "20Mi"}, (Kind.BREAKS, "memory limit of 20Mi")),
+    "little memory": ({LIMIT: "40000k"}, (Kind.ADVICE, "38.147Mi is enough")),
+    "memory without limit": ({"spec.containers.1.resources": {}}, None),
+    "little requested": (
+        {"spec.containers.1.resources": {"requests": {"memory": "20Mi"}}},
+        (Kind.ADVICE, "more than the 20Mi requested"),
+    ),
+    "not as root": ({SECURITY + ".runAsNonRoot": True}, (Kind.BREAKS, "the kubelet does not start it")),
+    "not as root, as another": (
+        {SECURITY + ".runAsNonRoot": True, SECURITY + ".runAsUser": 1},
+        (Kind.ADVICE, "runs as uid 1:"),
+    ),
+    "the pod, not as root": ({"spec.securityContext": {"runAsNonRoot": True}}, (Kind.BREAKS, "the kubelet does not start")),
+    "the pod, not as root, but this": (
+        {"spec.securityContext": {"runAsNonRoot": True}, SECURITY + ".runAsNonRoot": False},
+        None,
+    ),
+    "as another user": ({"spec.securityContext": {"runAsUser": 65532}}, (Kind.ADVICE, "runs as uid 65532")),
+    "privileged": ({SECURITY + ".privileged": True}, (Kind.ADVICE, "privileged is not needed")),
+    "softer": (
+        {SECURITY + ".readOnlyRootFilesystem": False, SECURITY + ".capabilities": {}},
+        (Kind.ADVICE, "readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule(rule: str) -> None:
+    changes, expected = RULES[rule]
+    found = [each for each in found_in(changes) if each.kind not in (Kind.ACCEPTED, Kind.SERVES)]
+
+    if expected is None:
+        assert not found
+        return
+    kind, text = expected
+    assert [each.kind for each in found if text in each.text] == [kind]
+    assert len(found) == 1
+
+
+def test_init_containers() -> None:
+    sidecar = GOOD["spec"]["containers"][1]
+    driver = GOOD["spec"]["containers"][0]
+
+    def broken(init: dict[str, Any]) -> list[str]:
+        found = found_in({"spec.containers": [driver], "spec.initContainers": [sidecar | init]})
+        return [each.text for each in found if each.kind is Kind.BREAKS]
+
+    assert broken({}) == [
+        "an init container has to end, this one serves: write restartPolicy: Always, or --once"
+    ]
+    assert broken({"restartPolicy": "Always"}) == []
+    assert broken({"args": [A, "--once"]}) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([A], "on all addresses, port 9808; no metrics (--http-endpoint=:9808 would serve both)"),
+        ([A, "--http-endpoint=:9808"], "on all addresses, port 9808; metrics at /metrics there too"),
+        (
+            [A, "--metrics-address=:9809", "--metrics-path=/m"],
+            "on all addresses, port 9808; metrics at :9809/m",
+        ),
+    ],
+)
+def test_says_where_it_serves(arguments: list[str], line: str) -> None:
+    [serves] = [each.text for each in findings(*arguments) if each.kind is Kind.SERVES]
+
+    assert serves == f"{', '.join(HEALTH_PATHS)} {line}"
+
+
+def test_memory_is_that_of_the_documentation() -> None:
+    page = (ROOT / "docs" / "image.md").read_text()
+
+    assert re.search(rf"request {LEAST_MEMORY} MiB\s+and limit to {ADVISED_MEMORY}\b", page)
+
+
+# ---- which containers, in which objects
+
+
+@pytest.mark.parametrize(
+    ("container", "found"),
+    [
+        ({"image": "registry.k8s.io/sig-storage/livenessprobe:v2.19.0"}, True),
+        ({"image": "registry.example:5000/livenessprobe@sha256:0123"}, True),
+        ({"image": "registry.example/csi-livenessprobe"}, True),
+        ({"image": "registry.example/liveness-probe:v2.1.0-build2"}, True),
+        ({"image": "$(IMAGE)", "name": "csi-liveness-probe", "args": ["--csi-address=$(WHERE)"]}, True),
+        ({"image": "any", "command": ["/livenessprobe"]}, True),
+        ({"image": "any", "command": ["C:\\livenessprobe.exe"]}, True),
+        ({"image": "registry.example/cephcsi", "name": "liveness-prometheus", "args": ["--type=liveness"]}, False),
+        ({"image": "registry.example/provisioner", "name": "p", "args": ["--csi-address=/csi/csi.sock"]}, False),
+        ({"image": "registry.example/livenessprobe/tools:1"}, False),
+    ],
+)  # fmt: skip
+def test_which_containers(container: dict[str, Any], found: bool) -> None:
+    document = {"kind": "Pod", "spec": {"containers": [container]}}
+    [pod] = manifest.pods(yaml.safe_dump(document))
+
+    assert [is_sidecar(each) for each in pod.containers] == [found]
+
+
+POD = {"spec": GOOD["spec"]}
+OBJECTS: dict[str, tuple[dict[str, Any], str]] = {
+    **{
+        kind: ({"spec": {"template": POD}}, kind)
+        for kind in ("Deployment", "DaemonSet", "StatefulSet", "ReplicaSet", "Job", "Anything")
+    },
+    "CronJob": ({"spec": {"jobTemplate": {"spec": {"template": POD}}}}, "CronJob"),
+    "PodTemplate": ({"template": POD}, "PodTemplate"),
+    "List": ({"items": [GOOD, {"kind": "ConfigMap", "data": {"a": "{{ b }}"}}]}, "Pod csi"),
+    "DaemonSetList": ({"items": [{"kind": "DaemonSet", "spec": {"template": POD}}]}, "DaemonSet"),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_finds_the_pods_of(kind: str) -> None:
+    body, name = OBJECTS[kind]
+    others = ["---", "kind: Service", "spec: {ports: [{port: 1}]}", "---", "# nothing", "---", ""]
+
+    found = manifest.pods("\n".join(others) + yaml.safe_dump({"kind": kind, **body}))
+
+    assert [pod.name for pod in found] == [name]
+    assert len(found[0].containers) == 2
+
+
+def test_variables_are_replaced_as_the_kubelet_does() -> None:
+    variables = [
+        {"name": "DIR", "value": "/csi"},
+        {"name": "ADDRESS", "value": "$(DIR)/csi.sock"},
+        {"name": "EMPTY"},
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "BOTH", "value": "$(NODE)-$(DIR)"},
+    ]
+    arguments = [
+        "$(ADDRESS)",
+        "a$(EMPTY)b",
+        "$$(DIR)",
+        "$(NONE)",
+        "$(DIR",
+        "$",
+        "-a",
+        "$(NODE)",
+        "-b=$(BOTH)",
+        "c",
+    ]
+    container = {"name": "x", "image": "x", "env": variables, "args": arguments}
+
+    def expanded(more: dict[str, Any]) -> manifest.Container:
+        document = {"kind": "Pod", "spec": {"containers": [container | more]}}
+        return manifest.pods(yaml.safe_dump(document))[0].containers[0]
+
+    assert expanded({}).args == ("/csi/csi.sock", "ab", "$(DIR)", "$(NONE)", "$(DIR", "$", "c")
+    assert expanded({}).unknown == ("-a $(NODE)", "-b=$(BOTH)")
+    # With more variables elsewhere, an undefined one may be there.
+    assert expanded({"envFrom": [{"configMapRef": {"name": "y"}}]}).unknown[0] == "$(DIR) $(NONE)"
+
+
+# ---- files that are none, exit codes
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "line 1: not YAML: "),
+        ("a: b\n c: d\n", "line 2: not YAML: mapping values are not allowed here"),
+        ("kind: Pod\nspec: {{ .Values.spec }}\n", "line 2: a template, not a manifest: render it first, as by `helm template`"),
+        ("kind: Pod\nspec: {containers: [{image: '{{ .Values.image }}'}]}", "spec.containers[0].image: a template, not a manifest: "),
+        ("hello", "a document: not a mapping: 'hello'"),
+        ("- kind: Pod", "a document: not a mapping: "),
+        ("a: b", "not a Kubernetes object: it has no kind"),
+        ("kind: [Pod]", "kind: not a string: ['Pod']"),
+        ("kind: Pod\nspec: {containers: {}}", "spec.containers: not a list: {}"),
+        ("kind: Pod\nspec: {containers: [{args: [5]}]}", "spec.containers[0].args[0]: not a string: 5"),
+        ("kind: Pod\nspec: {hostNetwork: 1}", "spec.hostNetwork: not true or false: 1"),
+        ("kind: Pod\nspec: {securityContext: {runAsUser: true}, containers: [{}]}", "spec.securityContext.runAsUser: not a whole number: True"),
+        ("kind: Pod\nspec: {containers: [{resources: {limits: {memory: lots}}}]}", "spec.containers[0].resources.limits.memory: not a quantity: 'lots'"),
+        ("kind: Pod\nspec: &a [*a]", "spec: not a mapping: "),
+        ("kind: Pod\na: 2026-99-99", "not YAML: month must be in 1..12"),
+        ("[" * 1500, "not YAML: "),
+    ],
+)  # fmt: skip
+def test_what_is_no_manifest_gets_one_line(text: str, line: str, folder: Path) -> None:
+    file = folder / "manifest.yaml"
+    file.write_text(text)
+    done = script(file)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"check-manifest: {file}: {line}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_files_that_cannot_be_read(folder: Path) -> None:
+    assert script(folder / "none").stderr == f"check-manifest: {folder}/none: no such file or directory\n"
+    assert script(folder).stderr == f"check-manifest: {folder}: is a directory\n"
+    (folder / "binary").write_bytes(b"\xff\xfe\x00")
+    assert script(folder / "binary").stderr == f"check-manifest: {folder}/binary: not text\n"
+    assert script().stderr.startswith("check-manifest: no manifest given: ")
+    assert {script(name).returncode for name in (folder, folder / "none", folder / "binary")} == {2}
+    assert script("-", stdin=b"\xff").stderr == "check-manifest: -: not text\n"
+
+
+def test_exit_codes_and_image() -> None:
+    good, bad = yaml.safe_dump(GOOD), yaml.safe_dump(changed({ARGS: ["--no-such-flag"]}))
+
+    fine, both, none = script("-", stdin=good), script("-", stdin=f"{good}---\n{bad}"), script("-")
+
+    assert (fine.returncode, both.returncode, none.returncode) == (0, 1, 0)
+    assert both.stdout.endswith("\nlivenessprobe containers: 2; with something that would break: 1\n")
+    assert none.stdout == "livenessprobe containers: 0; with something that would break: 0\n"
+    named = script("--image=registry.example/livenessprobe:v2.19.0", "-", stdin=good)
+    assert "image " not in named.stdout
+    assert "  image     quay.io/k8scsi/livenessprobe:canary (instead of registry.example/" in fine.stdout
+
+
+def test_make_target() -> None:
+    # As from a shell, though `make test` may run this.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = [
+        "make",
+        "--no-print-directory",
+        "-C",
+        str(ROOT),
+        "check-manifest",
+        f"FILE={FIELD}",
+        "TAG=0.1.0",
+    ]
+    done = subprocess.run(command, capture_output=True, check=False, env=env, text=True)
+
+    assert done.returncode == 2
+    assert "check-manifest] Error 1" in done.stderr
+    assert done.stdout == FIELD.with_suffix(".txt").read_text().replace(":canary", ":0.1.0")
+
+
+KEYS = """kind spec template metadata name items containers initContainers image command args env value valueFrom
+    envFrom resources limits requests memory securityContext runAsUser ports livenessProbe httpGet port path host
+    timeoutSeconds volumeMounts mountPath os""".split()
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+WORDS = st.sampled_from(
+    [A, "--http-endpoint=:1", "livenessprobe", "Pod", "List", "$(A)", "/healthz", "9808", "64Mi"]
+)
+TREES = st.recursive(
+    SCALARS | WORDS,
+    lambda below: (
+        st.lists(below, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | SCALARS, below, max_size=6)
+    ),
+    max_leaves=30,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    tree=TREES,
+    path=st.sampled_from(["", "spec", "spec.containers.1", ARGS, HTTP_GET, SECURITY]),
+)
+def test_any_yaml_is_checked_or_refused(tree: object, path: str) -> None:
+    document = changed({path: tree}) if path else tree
+
+    with suppress(ManifestError):
+        for pod in manifest.pods(yaml.safe_dump(document)):
+            for container in filter(is_sidecar, pod.containers):
+                assert all(isinstance(each.text, str) for each in check(pod, container))

@@ -1,0 +1,253 @@
+"""docs/operations.md and docs/migration.md tell the truth: their tables against the program, and their sums."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import manifest
+import program
+import pytest
+from sidecar import Kind, check
+from test_docs import README, code_blocks, column, table
+
+from livenessprobe import config, health
+from livenessprobe.health import History
+
+if TYPE_CHECKING:
+    from fake_driver import FakeDriver
+
+ROOT = program.ROOT
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+MIGRATION = (ROOT / "docs" / "migration.md").read_text()
+NODES = 10_000
+DAY = 86400
+
+# ---- the log and the texts, for which README is held to the program
+
+
+def test_each_message_has_its_cause_and_cure() -> None:
+    told = table(OPERATIONS, "message", "severity", "meaning", "cause", "what to do")
+
+    expected = [row[:2] for row in table(README, "message", "severity", "meaning", "what to do")]
+    expected += [row[:2] for row in table(README, "message", "from", "meaning")]
+    assert sorted(row[:2] for row in told) == sorted(expected)
+    assert all(row[4] for row in told)
+
+
+def test_each_text_has_its_cause_and_cure() -> None:
+    told = table(OPERATIONS, "text", "meaning", "cause", "what to do")
+
+    # A row of README may go on after the text.
+    expected = [
+        row[3].split(" (or ")[0].strip("`") for row in table(README, "the driver", "verdict", "exit", "text")
+    ]
+    assert [row[0] for row in told] == expected
+    assert all(row[3] for row in told)
+
+
+def test_rare_texts_are_those_of_the_sources() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "livenessprobe").glob("*.py"))
+    known = "cannot connect to ", "rpc error: code = Internal desc = ", "rpc error: code = Canceled desc = "
+
+    for text in column(OPERATIONS, "rare text", "meaning", "what to do"):
+        rest = next(text.removeprefix(prefix) for prefix in known if text.startswith(prefix))
+        pieces = filter(None, re.split(r"…(?:: )?|too many open files|[()]", rest))
+        assert all(piece.strip(" :") in sources for piece in pieces), text
+
+
+# ---- what can be tried or reckoned
+
+
+def test_restarts_come_when_told() -> None:
+    names = ("--probe-timeout", "timeoutSeconds", "periodSeconds", "failureThreshold")
+    for row in table(OPERATIONS, "driver", *(f"`{name}`" for name in names), "restarted after"):
+        ours, theirs, period, threshold, after = (int(cell.removesuffix("s").rstrip()) for cell in row[1:])
+
+        assert ours <= theirs
+        assert after == (threshold - 1) * period
+
+
+def test_ports_are_those_of_the_field() -> None:
+    taken = set(re.findall("[0-9]+", " ".join(column(OPERATIONS, "port", "who"))))
+
+    used = set()
+    for pod in manifest.pods(Path(__file__).with_name("field_manifests.yaml").read_text()):
+        used |= {str(probe.port) for probe in pod.probes}
+    # Not on the host, and each of them could be another.
+    assert used - taken == {"9909"}
+
+
+@pytest.mark.parametrize(
+    "row", range(5), ids=["root", "another", "another, 0757", "in the group", "in the group, 0755"]
+)
+def test_users_and_sockets_are_as_told(row: int, driver: FakeDriver) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    rows = table(OPERATIONS, "the sidecar runs as", "the socket is root's, its mode", "answer")
+    assert len(rows) == 5
+    who, mode, answer = rows[row]
+    socket = Path(driver.target)
+    socket.chmod(int(mode, 8))
+    user, group = (0, 0) if who.startswith("root") else (65534, 0 if "group" in who else 65534)
+
+    changes = [f"--reuid={user}", f"--regid={group}", "--clear-groups", "--bounding-set=-all"]
+    # Another user may not enter this checkout.
+    once = [*program.built(65534), "--once", f"--csi-address={socket}"]
+    done = subprocess.run(
+        ["setpriv", *changes, "--", *once], capture_output=True, check=False, cwd="/", text=True
+    )
+
+    assert answer in done.stdout
+    assert (done.returncode == 0) == (answer == "ok")
+
+
+def test_a_scrape_is_as_large_as_told(driver: FakeDriver, probe: program.Probe) -> None:
+    measured = dict(row[:2] for row in table(OPERATIONS, "measured", "figure", "shown by"))
+    probe.wait_for_log("Learnt the CSI driver's name")
+    probe.get()
+    scrape = probe.get("/metrics").text
+
+    samples = [line for line in scrape.splitlines() if not line.startswith("#")]
+    assert measured["samples of a scrape"] == str(len(samples))
+    # Its numbers have more or fewer digits.
+    assert float(measured["bytes of a scrape"].removesuffix(" kB")) == pytest.approx(
+        len(scrape) / 1e3, rel=0.1
+    )
+
+
+def _lines_of_a_day(period: int) -> int:
+    """What is logged of a driver that fails all day."""
+    history, verdict = History(), health.failed("Internal", "broken")
+    return sum(history.add(verdict, now, now) is not None for now in range(0, DAY, period))
+
+
+def test_sums_for_many_nodes() -> None:
+    measured = [float(row[1].split()[0]) for row in table(OPERATIONS, "measured", "figure", "shown by")]
+    check_ms, resident, samples, scrape_kb, image, layer, lines = measured
+    assert lines == _lines_of_a_day(10)
+
+    a_second, a_day = NODES * samples / 30, NODES * samples / 30 * DAY
+    expected = [
+        ("CPU, a check every 2 s", f"{NODES * check_ms / 2e3:.1f} CPUs", f"{check_ms / 2:.1f} thousandths of a CPU for each"),
+        ("CPU, a check every 10 s", f"{NODES * check_ms / 1e4:.1f} CPUs", f"{check_ms / 10:.1f} thousandths of a CPU for each"),
+        ("CPU requested, at 10m", f"{NODES / 100:.0f} CPUs", "what the scheduler takes away"),
+        ("memory used", f"{NODES * resident / 1024:.0f} GiB", ""),
+        ("memory requested, at 32Mi", f"{NODES * 32 / 1024:.1f} GiB", ""),
+        ("series in Prometheus", f"{NODES * samples:,.0f}", ""),
+        ("scrapes a second, every 30 s", f"{NODES / 30:.0f}", f"{NODES / 30 * scrape_kb / 1e3:.1f} MB/s"),
+        ("samples a second", f"{a_second:,.0f}", ""),
+        ("samples a day", f"{a_day / 1e6:,.0f} million", f"{a_day * 1.5 / 1e9:.1f} GB at 1.5 bytes each, which is what Prometheus counts with"),
+        ("first pull of the image", f"{NODES * image / 1e3:.0f} GB", f"{image / 10:.1f} GB where 100 nodes pull at a time"),
+        ("pull of a new version, Debian's layer unchanged", f"{NODES * layer / 1e3:.1f} GB", ""),
+        ("lines of log a day, all drivers failing", f"{NODES * lines:,.0f}", f"{NODES * DAY / 1e7:.0f} million with a line for each check"),
+        ("lines of log a day, all healthy", "0", ""),
+    ]  # fmt: skip
+    assert [tuple(row) for row in table(OPERATIONS, "of 10,000 sidecars", "figure", "is")] == expected
+
+
+def test_units_in_the_text_exist() -> None:
+    named = set(re.findall(r"livenessprobe(?:-once)?@\S*?mydriver(?:\.timer)?", OPERATIONS))
+
+    assert len(named) == 3
+    for unit in named:
+        file = unit.replace("mydriver", "") + ("" if unit.endswith(".timer") else ".service")
+        assert (ROOT / "deploy" / "systemd" / file).exists(), unit
+
+
+# ---- migration
+
+
+def _in_ticks(cells: list[str]) -> list[str]:
+    """The pieces of code in cells of a table, which have no ticks where they are code alone."""
+    return re.findall("`([^`]+)`", " ".join(cell if "`" in cell else f"`{cell}`" for cell in cells))
+
+
+def test_migration_tells_of_each_flag() -> None:
+    told = _in_ticks(column(MIGRATION, "flag", "the reference", "here", "verdict"))
+
+    assert sorted(told) == sorted(flag.name for flag in config.FLAGS)
+
+
+def test_migration_names_our_messages() -> None:
+    ours = set(column(README, "message", "severity", "meaning", "what to do"))
+    ours |= set(column(README, "message", "from", "meaning"))
+
+    named = set(_in_ticks([row[1] for row in table(MIGRATION, "the reference (v2.12 on)", "here")]))
+
+    assert named > {"Serving", "CSI driver is not healthy"}
+    assert named - {"-v=5", "--once"} <= ours
+
+
+def test_migration_tells_the_memory_that_was_measured() -> None:
+    resident = dict(row[:2] for row in table(OPERATIONS, "measured", "figure", "shown by"))["resident memory"]
+    told = {row[0]: row[2] for row in table(MIGRATION, "figure", "the reference", "here", "verdict")}
+
+    assert told["memory, resident"] == resident
+
+
+@pytest.mark.parametrize("subject", ["flag", "event", "request", "metric", "figure"])
+def test_migration_judges_each_row(subject: str) -> None:
+    rows = table(MIGRATION, subject, "the reference", "here", "verdict")
+
+    assert rows
+    assert {re.split("[: ]", row[3])[0] for row in rows} <= {"same", "better", "different"}
+
+
+SAMPLE = """
+kind: DaemonSet
+metadata: {name: csi-node}
+spec:
+  template:
+    spec:
+      hostNetwork: true
+      containers:
+      - name: driver
+        ports: [{name: healthz, containerPort: 9808}]
+        livenessProbe: {httpGet: {path: /healthz, port: healthz}, timeoutSeconds: 3}
+      - name: liveness-probe
+        image: registry.k8s.io/sig-storage/livenessprobe:v2.10.0
+        args: ["--csi-address=$(ADDRESS)", "--logtostderr", "--v=5"]
+        env: [{name: ADDRESS, value: /csi/csi.sock}]
+        resources: {limits: {memory: 20Mi}}
+        securityContext:
+          readOnlyRootFilesystem: true
+          allowPrivilegeEscalation: false
+          capabilities: {drop: [ALL]}
+        volumeMounts: [{name: socket-dir, mountPath: /csi}]
+"""
+
+
+def test_the_report_in_migration_is_real() -> None:
+    script = ROOT / "deploy" / "migration" / "check_manifest.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "-"], capture_output=True, check=False, input=SAMPLE, text=True
+    )
+    [shown] = code_blocks(MIGRATION, "text")
+
+    assert done.stdout.startswith(shown + "\n")
+
+
+def test_migration_explains_each_word_of_the_report() -> None:
+    words = column(MIGRATION, "word", "what follows")
+
+    assert sorted(words) == sorted([*(kind.value for kind in Kind), "image"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_manifests_of_ours_pass_the_check(path: Path) -> None:
+    for pod in manifest.pods(path.read_text()):
+        for container in pod.containers:
+            if "/livenessprobe:" in container.image and not container.command:
+                found = [
+                    each
+                    for each in check(pod, container)
+                    if each.kind in (Kind.BREAKS, Kind.REFUSED, Kind.WARNS)
+                ]
+                assert not found
