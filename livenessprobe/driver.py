@@ -63,6 +63,8 @@ _ERRORS = {
 }
 _NOT_HTTP2 = "the peer does not speak HTTP/2"
 
+_SPARE_DESCRIPTORS = 16  # what a channel and its call take, and those of the other thread
+
 # A client's first bytes (RFC 9113, 3.4): the preface and an empty SETTINGS frame; the server answers with SETTINGS.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _FRAME_HEADER_BYTES = 9
@@ -109,7 +111,10 @@ class Driver:
             self.rest()
         # While there was no connection, a plain one is tried first, too: far cheaper than a channel that fails.
         plain_first = self._kept is not None or not self._was_reached
-        verdict = (self._obstacle(deadline) if plain_first else None) or self._probe(deadline, socket_now)
+        try:
+            verdict = (self._obstacle(deadline) if plain_first else None) or self._probe(deadline, socket_now)
+        except OSError as error:
+            verdict = self._explain(error)
         if verdict not in (health.HEALTHY, health.NOT_READY):
             self.rest()
         reached = verdict.outcome is not Outcome.UNREACHABLE and verdict.reason != "DeadlineExceeded"
@@ -131,8 +136,13 @@ class Driver:
         Returns the name and "", or "" and what went wrong: "" as well where there was no connection to ask over.
         """
         request = GetPluginInfoRequest().SerializeToString()
-        with self._channel() as channel:
-            code, message, reply = self._call(channel, GET_PLUGIN_INFO, request, time.monotonic() + timeout)
+        try:
+            with self._channel() as channel:
+                code, message, reply = self._call(
+                    channel, GET_PLUGIN_INFO, request, time.monotonic() + timeout
+                )
+        except OSError:
+            return "", ""
         if reply is None:
             return "", "" if self._lacked_connection(code, message) else health.failed(code, message).text
         try:
@@ -175,6 +185,14 @@ class Driver:
         return (status.st_dev, status.st_ino, status.st_ctime_ns) if status else None
 
     def _channel(self) -> grpc.Channel:
+        """Open a channel; raises OSError where there are too few descriptors: grpc would abort the process for want of one."""
+        spare: list[int] = []
+        try:
+            while len(spare) < _SPARE_DESCRIPTORS:
+                spare.append(os.dup(2))
+        finally:
+            for descriptor in spare:
+                os.close(descriptor)
         return grpc.insecure_channel(self._target, self._options)
 
     def _probe(self, deadline: float, keep_for: tuple[int, ...] | None) -> Verdict:
@@ -289,11 +307,10 @@ class Driver:
         return None
 
     def _explain(self, error: OSError) -> Verdict:
-        """Say why a plain connect failed."""
-        assert self._path is not None
+        """Say why a plain connect failed, or a channel could not be opened."""
         reason = os.strerror(error.errno or 0).lower()
         try:
-            status = os.stat(self._path)
+            status = os.stat(self._path) if self._path else None
         except OSError:
             status = None
         if error.errno == errno.ECONNREFUSED and status and not stat.S_ISSOCK(status.st_mode):

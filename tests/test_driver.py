@@ -292,17 +292,18 @@ def test_too_little_http2_fails_the_call(client: Driver, socket_path: Path, name
 
 
 def test_out_of_file_descriptors_ourselves(client: Driver, socket_path: Path) -> None:
-    client.attempt(PATIENCE)  # not reached: from now on a plain connection is tried first
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
-        verdict = client.attempt(PATIENCE)
+        # By a channel; and as that did not reach the driver, by a plain connection, which is tried first from now on.
+        verdicts = [client.attempt(PATIENCE) for _ in range(2)]
+        name = client.name(PATIENCE)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    assert (
-        verdict.text == f"cannot connect to {socket_path}: too many open files in the liveness probe itself"
-    )
+    text = f"cannot connect to {socket_path}: too many open files in the liveness probe itself"
+    assert [verdict.text for verdict in verdicts] == [text] * 2
+    assert name == ("", "")
 
 
 # ---- a driver that comes and goes
