@@ -3,6 +3,7 @@
 import selectors
 import socket
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 REQUEST = (
@@ -48,8 +49,8 @@ def ask(connection: socket.socket, begin: float) -> Answer:
     return _parse(received, time.perf_counter() - begin)
 
 
-def storm(port: int, requests: int) -> list[Answer]:
-    """Many requests at once; the answers in the order in which they came."""
+def storm(port: int, requests: int, sent: Callable[[], object] = lambda: None) -> list[Answer]:
+    """Many requests at once; the answers in the order in which they came. sent is called when all are on their way."""
     answers = []
     received: dict[socket.socket, bytes] = {}
     begin = time.perf_counter()
@@ -60,6 +61,7 @@ def storm(port: int, requests: int) -> list[Answer]:
                 received[connection] = b""
                 connection.sendall(REQUEST)
                 selector.register(connection, selectors.EVENT_READ)
+            sent()
             while received and time.perf_counter() - begin < PATIENCE_SECONDS:
                 for key, _ in selector.select(1.0):
                     connection = key.fileobj  # type: ignore[assignment] # registered as a socket

@@ -61,6 +61,7 @@ class Service:
         self._metrics: Metrics | None = None
         self._metrics_start = threading.Lock()
         self._early_scrapes: list[Reply] = []
+        self._end: Callable[[], None] = lambda: None
 
     def listen(self) -> list[Listener]:
         """Bind every address; raises ConfigError that names the flag."""
@@ -80,9 +81,10 @@ class Service:
             _logger.info("Serving", {"address": listener.address, "paths": " ".join(listener.routes)})
         return listeners
 
-    def start(self, fail: Callable[[], None]) -> None:
-        """Begin to check on a thread of its own; fail is called where that cannot go on."""
-        threading.Thread(target=self._run, args=(fail,), name="checks", daemon=True).start()
+    def start(self, end: Callable[[], None]) -> None:
+        """Begin to check on a thread of its own; end is called where that cannot go on."""
+        self._end = end
+        threading.Thread(target=self._run, name="checks", daemon=True).start()
 
     def close(self) -> None:
         """End the check in flight, and let no new one begin."""
@@ -93,7 +95,7 @@ class Service:
         if self._driver is not None:
             self._driver.close()
 
-    def _run(self, fail: Callable[[], None]) -> None:
+    def _run(self) -> None:
         try:
             from livenessprobe.driver import GRPC_VERSION, Driver
 
@@ -106,9 +108,12 @@ class Service:
             threading.Thread(target=self._naming.run, name="naming", daemon=True).start()
             self._checks.run()
         except Exception as error:
-            _logger.critical("Cannot check", {"err": repr(error)})
-            self.exit = Exit.CONFIGURATION
-            fail()
+            self._fail(repr(error))
+
+    def _fail(self, problem: str) -> None:
+        _logger.critical("Cannot check", {"err": problem})
+        self.exit = Exit.CONFIGURATION
+        self._end()
 
     def _check(self, asked: float) -> Verdict:
         assert self._driver is not None
@@ -119,8 +124,8 @@ class Service:
         return health.check(attempt, self._patience, start, time.monotonic, pause)
 
     def _rest(self) -> None:
-        if self._driver is not None:
-            self._driver.rest()
+        assert self._driver is not None
+        self._driver.rest()
 
     def _health_route(self, *good: Outcome) -> Route:
         def route(reply: Reply) -> None:
@@ -129,6 +134,9 @@ class Service:
                 reply(Response(status, printable(verdict.text).encode()))
 
             self._checks.ask(answer)
+            # grpc keeps no deadline where the system denies it a thread, nor ever after: only a new process does.
+            if self.exit is Exit.OK and self._driver and self._checks.hangs(self._patience.total):
+                self._fail("the check in flight does not end")
 
         return route
 

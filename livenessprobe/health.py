@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from livenessprobe.quoting import cut
 
 RETRY_SECONDS = 0.1
+HANG_SECONDS = 5.0
 BURST_SECONDS = 0.1  # checks that follow one another sooner are a burst
 _FIRST_REMINDER_SECONDS = 10.0
 _LONGEST_REMINDER_SECONDS = 3600.0
@@ -126,6 +127,7 @@ class Checks:
         self.in_burst = False
         """Whether the check in flight, or the last one, came soon after the one before it."""
         self._asked = 0.0
+        self._found_late: float | None = None
         self._changed = threading.Condition()
         self._waiting: list[Callable[[Verdict], None]] = []
         self._closed = False
@@ -144,6 +146,19 @@ class Checks:
                 self._changed.notify()
         if closed:
             answer(failed("Canceled", "the liveness probe is stopping"))
+
+    def hangs(self, longest: float) -> bool:
+        """Tell whether the check in flight, which was to take so many seconds at most, will never end.
+
+        It is well over its time, and was so some seconds ago: after a stop of the whole process, it needs a moment.
+        """
+        with self._changed:
+            now = self._clock()
+            if not self._waiting or now - self._asked < longest + HANG_SECONDS:
+                return False
+            if self._found_late is None:
+                self._found_late = now
+            return now - self._found_late >= HANG_SECONDS
 
     def run(self) -> None:
         """Check whenever asked, until close()."""
@@ -166,6 +181,7 @@ class Checks:
             # From here on the check has ended: who asks now waits for the next one.
             with self._changed:
                 answers, self._waiting = self._waiting, []
+                self._found_late = None
             try:  # first, so that who has the answer finds it counted
                 for observe in self._observers:
                     observe(Checked(verdict, len(answers), asked))

@@ -23,7 +23,7 @@ from livenessprobe.exchange import LONGEST_HEAD, Exchange, Route
 
 HEAD_SECONDS = 5.0
 LEAVE_SECONDS = 2.0
-MOST_CONNECTIONS = 1024
+MOST_CONNECTIONS = 2048
 MOST_HEAD_BYTES = 2 * 1024 * 1024  # of all reading connections together
 _RESERVED_DESCRIPTORS = 48  # for the driver's connections, the log, the interpreter
 _ACCEPTS_A_TURN = 64  # then the connections that are open have their turn
@@ -100,10 +100,9 @@ class Connection:
 class Server:
     """Serves all listeners in run(), on one thread; only stop() and routes' replies may come from others."""
 
-    def __init__(self, *listeners: Listener) -> None:
+    def __init__(self, *listeners: Listener, most: int = MOST_CONNECTIONS) -> None:
         self._listeners = listeners
-        soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = max(8, min(MOST_CONNECTIONS, soft_limit - _RESERVED_DESCRIPTORS))
+        self._most = max(8, min(most, _descriptors(most + _RESERVED_DESCRIPTORS) - _RESERVED_DESCRIPTORS))
         self._selector = selectors.DefaultSelector()
         self._wake_up, self._woken = socket.socketpair()
         self._wake_up.setblocking(False)
@@ -320,3 +319,12 @@ class Server:
             handle = self._read if events == selectors.EVENT_READ else self._write
             self._selector.register(connection.client, events, partial(handle, connection))
         connection.watched = events
+
+
+def _descriptors(wanted: int) -> int:
+    """Raise our limit of descriptors to what is wanted, or as far as we may: most systems begin low; return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        soft = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft

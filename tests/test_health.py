@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livenessprobe.health import (
+    HANG_SECONDS,
     HEALTHY,
     NOT_READY,
     RETRY_SECONDS,
@@ -296,6 +297,30 @@ def test_no_rest_without_a_burst() -> None:
             checks.ask(answers.put)
             answers.get(timeout=10)
     assert rests.empty()
+
+
+def test_a_check_hangs_that_is_far_over_its_time_and_was_so_before() -> None:
+    gate, answers, now = Gate(), Queue[Verdict](), [5.0]
+    checks = Checks(gate, lambda: now[0])
+
+    def hangs(at: float) -> bool:
+        now[0] = at
+        return checks.hangs(3.0)
+
+    with running(checks):
+        assert not hangs(5000)
+        for begin in (1e4, 2e4):
+            now[0] = begin
+            checks.ask(answers.put)
+            gate.begun.get(timeout=10)
+            assert not hangs(begin + 3 + HANG_SECONDS - 1)
+            # The whole process may have been stopped until now: the check needs a moment to end.
+            assert not hangs(begin + 1000)
+            assert not hangs(begin + 1000 + HANG_SECONDS - 1)
+            assert hangs(begin + 1000 + HANG_SECONDS)
+            gate.verdicts.put(HEALTHY)
+            assert answers.get(timeout=10) is HEALTHY
+            assert not hangs(begin + 2000)
 
 
 def test_no_check_without_a_request() -> None:

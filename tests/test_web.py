@@ -83,17 +83,10 @@ def read_all(client: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(routes: Mapping[str, Route], most: int = 0) -> Iterator[Serving]:
-    """Serves the routes on a free port, with at most so many connections (0: web's own limit)."""
+def serving(routes: Mapping[str, Route], most: int = web.MOST_CONNECTIONS) -> Iterator[Serving]:
+    """Serves the routes on a free port, with at most so many connections."""
     listener = Listener("127.0.0.1", 0, routes)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        if most:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most + web._RESERVED_DESCRIPTORS, hard))
-        server = Server(listener)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    serving = Serving(server, listener)
+    serving = Serving(Server(listener, most=most), listener)
     try:
         yield serving
     finally:
@@ -423,6 +416,19 @@ def test_without_descriptors_half_open_connections_give_way(errors: list[tuple[s
     assert errors == [
         ("Cannot accept connections", {"err": "Too many open files"}),
     ]
+
+
+def test_a_low_soft_limit_of_descriptors_is_raised() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(web.MOST_CONNECTIONS + web._RESERVED_DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted // 2, hard))
+    try:
+        for _ in range(2):
+            with serving({"/healthz": ok}) as running:
+                assert running.get() == 200
+                assert resource.getrlimit(resource.RLIMIT_NOFILE) == (wanted, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # ---- listening

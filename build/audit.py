@@ -1,0 +1,58 @@
+"""`make audit`: looks the locked packages up in a database of known vulnerabilities; exits 1 where one is found.
+
+Where the database cannot be had, that is said in a line, and is no failure: nothing was found, as nothing was looked up.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+# Only what pip-audit says of the service: what is wrong with a lock file, or itself, is a failure.
+UNREACHABLE = re.compile(r"requests\.exceptions\.|pip_audit\._service\.interface\.|Could not connect")
+
+
+def look_up(lock: Path, service: str) -> list[str] | None:
+    """The lines to print, of which the first is a summary; None where the service cannot be had."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip"),
+            *("--vulnerability-service=osv", f"--osv-url={service}", "--progress-spinner=off"),
+            *("--format=json", f"--requirement={lock}"),
+        ],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    if not done.stdout:
+        if UNREACHABLE.search(done.stderr):
+            return None
+        sys.exit(f"audit: pip-audit failed:\n{done.stderr}")
+    packages = json.loads(done.stdout)["dependencies"]
+    found = [
+        f"  {package['name']} {package['version']}: {entry['id']}, fixed in"
+        f" {', '.join(entry['fix_versions']) or 'no version yet'}: {entry['description']}"
+        for package in packages
+        for entry in package["vulns"]
+    ]
+    return [f"{lock.name}: {len(packages)} packages, known vulnerabilities: {len(found) or 'none'}", *found]
+
+
+def main() -> None:
+    service = sys.argv[1]
+    found = False
+    for name in LOCKS:
+        lines = look_up(HERE / name, service)
+        if lines is None:
+            print(f"audit: NOT AUDITED, {name} and what follows: {service} cannot be had from here")
+            return
+        print("\n".join(lines))
+        found = found or len(lines) > 1
+    sys.exit(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,410 @@
+"""Faults of the node, each against the built file: what the probe says meanwhile, and that it is well afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import program
+import pytest
+from fake_driver import SERVICE, Answer, FakeDriver, Identity, plugin_info
+from image_engine import HARDENED, MARK, Container, created, missing, must, remove_all
+from test_exchange import FINE, read_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import ProbeFactory
+    from fake_driver import Behaviour
+
+GET = FINE["HTTP/1.1"]
+NO_ANSWER = f"rpc error: code = DeadlineExceeded desc = no answer to {SERVICE}Probe in time"
+MIB = 2**20
+
+# Most run the built file; those that between them reach every line run the sources as well, to measure that.
+BOTH = pytest.mark.parametrize(
+    "command", [program.built(), program.MODULE], ids=["file", "sources"], indirect=True
+)
+
+
+def arguments(socket_path: Path, timeout: str = "1s") -> list[str]:
+    return [f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", f"--probe-timeout={timeout}"]
+
+
+def ask(probe: program.Probe) -> socket.socket:
+    """A connection whose request was sent."""
+    client = probe.connect(timeout=30)
+    client.sendall(GET)
+    return client
+
+
+def answer_on(client: socket.socket) -> tuple[int, str]:
+    with client:
+        answer = read_answer(b"".join(iter(lambda: client.recv(65536), b"")))
+    return answer.status, answer.body.decode()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    """For what the kernel reports no event of."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class Node:
+    """What the program believes of its node."""
+
+    def __init__(self, library: Path, file: Path) -> None:
+        self.env = {"LD_PRELOAD": str(library), "FAKE_NODE": str(file)}
+        self._file = file
+        self._file.write_bytes(bytes(mmap.PAGESIZE))
+
+    def step_clock(self, hours: float) -> None:
+        """Have its clock of the day differ by so much from the true time."""
+        self._set(0, int(hours * 3600))
+
+    def deny_threads(self, denied: bool) -> None:
+        self._set(1, int(denied))
+
+    def _set(self, which: int, number: int) -> None:
+        with self._file.open("r+b") as file:
+            file.seek(which * struct.calcsize("l"))
+            file.write(struct.pack("l", number))
+
+
+@pytest.fixture
+def node(folder: Path) -> Node:
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        pytest.skip("there is no C compiler here")
+    library = folder / "fake_node.so"
+    source = program.ROOT / "tests" / "fake_node.c"
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return Node(library, folder / "node")
+
+
+# ---- time
+
+
+def test_a_clock_that_is_stepped_changes_no_check_and_no_wait(
+    driver: FakeDriver, probe_factory: ProbeFactory, node: Node, socket_path: Path
+) -> None:
+    driver.set("error", method="GetPluginInfo")
+    probe = probe_factory(*arguments(socket_path, "600ms"), env=node.env)
+    probe.wait_for_log("Cannot learn the CSI driver's name", timeout=20)
+    with ThreadPoolExecutor() as pool, contextlib.ExitStack() as half_open:
+        for hours in (2, -2, 48, -48):
+            node.step_clock(hours)
+            driver.set("unset")
+            assert probe.get().text == "ok"
+            (moment,) = re.findall(r"(?m)^csi_liveness_last_success\w* (\S+)$", probe.get("/metrics").text)
+            assert abs(float(moment) - time.time() - hours * 3600) < 600, "the program's clock is not stepped"
+            slow = half_open.enter_context(probe.connect(timeout=30))
+            slow.sendall(GET[:9])
+
+            driver.set("hang")
+            hanging = pool.submit(probe.get)
+            driver.wait(probing=1)
+            node.step_clock(-hours)
+            assert probe.get("/nothing").status == 404
+            slow.sendall(GET[9:])
+            answer = hanging.result()
+            assert (answer.status, answer.text) == (500, NO_ANSWER)
+            assert 0.4 < answer.seconds < 15
+            assert answer_on(slow)[0] == 500
+
+            driver.stop()
+            missing_driver = pool.submit(probe.get)
+            assert probe.get("/nothing").status == 404
+            node.step_clock(hours)
+            answer = missing_driver.result()
+            assert answer.text.endswith("no such file or directory")
+            assert 0.4 < answer.seconds < 15
+            driver.start()
+
+        # Given up when its time is over, and the name is asked for again: neither hours early nor hours late.
+        driver.set("name", name="late.csi.k8s.io")
+        with probe.connect(timeout=60) as silent:
+            assert probe.get("/nothing").status == 404  # by now it is accepted
+            node.step_clock(-100)
+            assert silent.recv(1) == b""
+        probe.wait_for_log('"Learnt the CSI driver\'s name" driver="late.csi.k8s.io"', timeout=60)
+    driver.set("unset")
+    assert probe.get().status == 200
+    for lasted in re.findall(r'lasted="([\d.]+)s"', "\n".join(probe.log_lines)):
+        assert float(lasted) < 600
+    begin = time.monotonic()
+    assert probe.stop() == 0
+    assert time.monotonic() - begin < 5
+
+
+def test_suspended_and_resumed_it_goes_on(driver: FakeDriver, probe: program.Probe) -> None:
+    """As when a virtual machine is paused, or the container frozen."""
+    assert probe.get().status == 200
+    suspend(probe)
+    clients = [ask(probe) for _ in range(50)]
+    probe.send(signal.SIGCONT)
+    assert [answer_on(client) for client in clients] == [(200, "ok")] * 50
+    assert driver.seen().most_probing == 1
+
+    # In the middle of a check: the driver answers, and then the check's time is over too.
+    driver.set("hang")
+    client = ask(probe)
+    driver.wait(probing=1)
+    suspend(probe)
+    driver.set("unset")
+    time.sleep(1.5)
+    probe.send(signal.SIGCONT)
+    assert answer_on(client) in [(200, "ok"), (500, NO_ANSWER)]
+    assert probe.get().text == "ok"
+
+    suspend(probe)
+    probe.send(signal.SIGTERM)
+    probe.send(signal.SIGCONT)
+    assert probe.wait() == 0
+
+
+def suspend(probe: program.Probe) -> None:
+    """Returns when every thread has stopped."""
+    probe.send(signal.SIGSTOP)
+    os.waitid(os.P_PID, probe.pid, os.WSTOPPED | os.WNOWAIT)
+
+
+# ---- what the node runs out of
+
+
+def test_out_of_descriptors_it_accepts_no_more_says_so_and_recovers(
+    driver: FakeDriver, probe: program.Probe
+) -> None:
+    assert probe.get().status == 200
+    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    with contextlib.ExitStack() as clients:
+        with limited(probe, resource.RLIMIT_NOFILE, 3):
+            waiting = [clients.enter_context(ask(probe)) for _ in range(20)]
+            probe.wait_for_log('"Cannot accept connections" err="Too many open files"', timeout=20)
+        assert [answer_on(client) for client in waiting] == [(200, "ok")] * 20
+    assert probe.get().status == 200
+    assert sum("Cannot accept connections" in line for line in probe.log_lines) == 1
+
+
+def test_out_of_descriptors_for_a_check_it_says_so_and_recovers(
+    driver: FakeDriver, probe: program.Probe
+) -> None:
+    assert probe.get().status == 200
+    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    found = set()
+    for limit in (3, *range(probe.descriptors(), probe.descriptors() + 24)):
+        with probe.connect(timeout=30) as client:
+            assert probe.get("/nothing").status == 404  # by now it is accepted
+            with limited(probe, resource.RLIMIT_NOFILE, limit):
+                client.sendall(GET)
+                found.add(answer_on(client))
+        assert probe.get().status == 200
+    reason = "too many open files in the liveness probe itself"
+    assert found == {(200, "ok"), (500, f"cannot connect to {driver.target}: {reason}")}
+
+
+@contextlib.contextmanager
+def limited(probe: program.Probe, what: int, limit: int) -> Iterator[None]:
+    """The kernel grants it no more from now on; what it has already, it keeps."""
+    soft, hard = resource.prlimit(probe.pid, what)
+    resource.prlimit(probe.pid, what, (limit, hard))
+    try:
+        yield
+    finally:
+        if probe.process.poll() is None:
+            resource.prlimit(probe.pid, what, (soft, hard))
+
+
+@BOTH
+def test_a_check_that_never_ends_is_noticed_and_ends_the_program(
+    driver: FakeDriver, probe_factory: ProbeFactory, node: Node, socket_path: Path
+) -> None:
+    """Where the node denies grpc a thread, its calls have no deadline, nor ever after: only a new process is well."""
+    probe = probe_factory(*arguments(socket_path, "200ms"), env=node.env)
+    assert probe.get().status == 200
+    probe.wait_for_log("Learnt the CSI driver's name")
+    node.deny_threads(True)
+    with contextlib.ExitStack() as clients:
+        clients.enter_context(ask(probe))
+        with pytest.raises(subprocess.TimeoutExpired):
+            probe.process.wait(2)
+        node.deny_threads(False)
+        end = time.monotonic() + 60
+        while probe.process.poll() is None:
+            assert time.monotonic() < end
+            with contextlib.suppress(ConnectionError):
+                clients.enter_context(ask(probe))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                probe.process.wait(0.5)
+    assert probe.wait() == 1
+    (line,) = [line for line in probe.log_lines if line.startswith("F")]
+    assert line.endswith('"Cannot check" err="the check in flight does not end"')
+
+
+@pytest.fixture
+def confined(folder: Path) -> Iterator[Callable[..., Container]]:
+    """`confined("--cpus=1", …)` starts the built file, on this machine's own files, in a container that has no more."""
+    if reason := missing():
+        pytest.skip(reason)
+    unpacked = folder / "unpacked"
+    program.run_once(["--version"], env={"SHIV_ROOT": str(unpacked)})
+    tag = f"livenessprobe-test:nothing-{os.getpid()}"
+    with tarfile.open(folder / "nothing.tar", "w"):
+        pass
+    must("import", f"--change=LABEL {MARK}", folder / "nothing.tar", tag)
+    files = {"/usr", "/bin", "/lib", "/lib64", sys.base_prefix, str(program.ROOT), str(folder)}
+    seen = [f"--volume={path}:{path}:ro" for path in files if Path(path).exists()]
+    with contextlib.ExitStack() as containers:
+
+        def start(*options: str) -> Container:
+            command = [*program.built(), f"--csi-address={folder}/csi.sock"]
+            environment = f"--env=SHIV_ROOT={unpacked}"
+            container = created(
+                *HARDENED, *options, *seen, environment, f"--workdir={program.ROOT}", tag, *command
+            )
+            return containers.enter_context(container).start()
+
+        yield start
+    remove_all()
+
+
+def test_a_twentieth_of_a_cpu_is_enough(driver: FakeDriver, confined: Callable[..., Container]) -> None:
+    container = confined("--cpus=0.05", "--memory=64m")
+    container.wait_until_healthy(60)
+    address = container.address
+    cases: list[tuple[Behaviour, int]] = [("unset", 200), ("error", 500)]
+    for behaviour, status in cases * 5:
+        driver.set(behaviour, message="no disk")
+        answer = container.get(host=address)
+        assert answer.status == status
+        # The default of --probe-timeout, and what kubelets are told to wait.
+        assert answer.seconds < 3
+    driver.set("hang")
+    # The kernel may stop us for 95 ms out of 100, just when the time is up: seldom, though.
+    assert min(container.get(host=address).seconds for _ in range(3)) < 3
+
+
+# ---- ports and folders
+
+
+def test_a_port_that_was_taken_and_is_freed(driver: FakeDriver, socket_path: Path) -> None:
+    """Also at once after a probe that was killed while it had clients."""
+    port = program.free_port()
+    args = [f"--csi-address={socket_path}", f"--health-port={port}"]
+    with program.Probe(args) as first, contextlib.ExitStack() as clients:
+        refused = program.run_once(args)
+        assert refused.returncode == 1
+        assert "address already in use" in refused.stderr
+        for number in range(20):
+            clients.enter_context(first.connect()).sendall(GET[: len(GET) * (number % 2)])
+        assert first.get().status == 200
+        first.process.kill()
+        first.wait()
+    for _ in range(3):
+        with program.Probe(args) as probe:
+            assert probe.get().status == 200
+
+
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+def may(*command: str) -> bool:
+    done = (
+        subprocess.run([*command, "true"], check=False, capture_output=True)
+        if shutil.which(command[0])
+        else None
+    )
+    return done is not None and done.returncode == 0
+
+
+@pytest.mark.skipif(not may(*NAMESPACE), reason="needs name spaces")
+def test_a_folder_that_is_mounted_late_and_anew(folder: Path, socket_path: Path) -> None:
+    """As when the kubelet makes the volume anew under a container that runs."""
+    seen = folder / "seen"
+    seen.mkdir()
+    args = arguments(seen / "csi.sock", "500ms")
+    with program.Probe(args, command=[*NAMESPACE, *program.built()]) as probe:
+        enter = ["nsenter", f"--target={probe.pid}", "--user", "--mount", "--preserve-credentials"]
+        for _ in range(2):
+            answer = probe.get()
+            assert (answer.status, "no such file or directory" in answer.text) == (500, True)
+            with FakeDriver(socket_path):
+                subprocess.run([*enter, "mount", "--bind", folder, seen], check=True)
+                assert probe.get().text == "ok"
+            assert probe.get().status == 500
+            with FakeDriver(socket_path):
+                assert probe.get().text == "ok"
+                subprocess.run([*enter, "umount", seen], check=True)
+                assert probe.get().status == 500
+
+
+# ---- wear
+
+
+class Figures:
+    """What a probe holds, and that it does not grow."""
+
+    def __init__(self, probe: program.Probe) -> None:
+        self._probe = probe
+        self.memory, self.descriptors, self.threads = probe.memory(), probe.descriptors(), probe.threads()
+
+    def hold(self, mib: float) -> None:
+        wait_until(lambda: self._probe.descriptors() <= self.descriptors)
+        assert self._probe.threads() <= self.threads + 8
+        assert self._probe.memory() - self.memory < mib * MIB
+
+
+@pytest.mark.timeout(300)
+def test_a_thousand_restarts_of_the_driver(probe_factory: ProbeFactory, socket_path: Path) -> None:
+    identity = Identity()
+    identity.tell("GetPluginInfo", Answer(plugin_info("wearing.csi.k8s.io").hex()))
+    probe = probe_factory(*arguments(socket_path, "10s"), "--connection-timeout=0s")
+    figures = None
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(1100):
+            if number == 100:  # warm by now
+                figures = Figures(probe)
+            server = grpc.server(pool, [identity])
+            server.add_insecure_port(f"unix:{socket_path}")
+            server.start()
+            assert probe.get().text == "ok", number
+            server.stop(None).wait()
+            answer = probe.get()
+            assert (answer.status, answer.text.startswith("cannot connect")) == (500, True), answer
+    assert figures
+    figures.hold(2)
+    assert identity.seen()["most_probing"] == 1
+
+
+def test_ten_thousand_connections_that_are_opened_and_dropped(
+    driver: FakeDriver, probe: program.Probe
+) -> None:
+    for _ in range(100):
+        assert probe.get().status == 200
+    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    figures = Figures(probe)
+    for number in range(10_000):
+        with probe.connect() as client:
+            client.sendall((b"", b"GET /he", GET, b"\0")[number % 4])
+            # Half of them end by a reset.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number // 4 % 2, 0))
+    assert probe.get().text == "ok"
+    figures.hold(4)
+    assert driver.seen().most_probing == 1

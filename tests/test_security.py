@@ -1,0 +1,108 @@
+"""What docs/security.md claims and no other test holds: nothing leaks, nothing is written, nobody else is talked to."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import program
+import pytest
+from fake_driver import FakeDriver
+from prometheus_client.parser import text_string_to_metric_families
+from test_exchange import read_answer
+
+if TYPE_CHECKING:
+    from conftest import ProbeFactory
+
+MALICE = 'x"} 1\nI1123 03:29:05.528510 9037 x.py:1] "forged"\r\x1b[31m\u202e\0'
+SECRET = "Zm9yIHlvdXIgZXllcyBvbmx5"
+
+
+def test_what_a_client_says_in_its_fields_is_nowhere_told(
+    driver: FakeDriver, probe_factory: ProbeFactory
+) -> None:
+    probe = probe_factory(f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "-v=9")
+    fields = f"Host: x\r\nAuthorization: Bearer {SECRET}\r\nCookie: {SECRET}\r\n".encode()
+    answers = b"".join(
+        probe.raw(request + fields + rest)
+        for request in (
+            b"GET /healthz HTTP/1.1\r\n",
+            b"GET /metrics HTTP/1.1\r\n",
+            b"GET / HTTP/1.1\r\n",
+            b"junk\r\n",
+        )
+        for rest in (b"\r\n", b"\x00: x\r\n\r\n", b"Content-Length: x\r\n\r\n")
+    )
+    assert probe.stop() == 0
+    assert answers.count(b"HTTP/1.1 400 ") > 5
+    assert SECRET.encode() not in answers
+    assert not [line for line in probe.log_lines if SECRET in line]
+
+
+def test_a_driver_s_name_forges_neither_lines_nor_series(
+    driver: FakeDriver, probe_factory: ProbeFactory
+) -> None:
+    driver.set("name", name=MALICE)
+    probe = probe_factory(f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "-v=9")
+    probe.wait_for_log("Learnt the CSI driver's name", timeout=20)
+    assert probe.get().status == 200
+    text = probe.get("/metrics").text
+    assert probe.stop() == 0
+
+    names = {
+        sample.labels["driver_name"]
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "driver_name" in sample.labels
+    }
+    assert MALICE in names
+    assert all(re.match(r"[IWE]\d{4} .*\w+\.py:\d+\] \"", line) for line in probe.log_lines)
+    assert all(line.isprintable() for line in probe.log_lines)
+
+
+def test_a_verdict_is_no_page(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
+    """A browser that was led to the port runs nothing of what the driver says."""
+    probe = probe_factory(f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0")
+    driver.set("error", message="<script>alert(1)</script>")
+    for path in ("/healthz", "/livez", "/readyz", "/<script>"):
+        answer = read_answer(probe.raw(f"GET {path} HTTP/1.0\r\n\r\n".encode()))
+        assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("target", ["unix", "tcp"])
+def test_it_talks_to_the_driver_alone(probe_factory: ProbeFactory, socket_path: Path, target: str) -> None:
+    with socket.socket() as proxy, FakeDriver(socket_path if target == "unix" else "127.0.0.1:0") as driver:
+        proxy.bind(("127.0.0.1", 0))
+        proxy.listen()
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        names = ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy")
+        env = {spelt: address for name in names for spelt in (name, name.upper())} | {"no_proxy": ""}
+        probe = probe_factory(f"--csi-address={driver.address}", "--http-endpoint=127.0.0.1:0", env=env)
+        for _ in range(10):
+            assert probe.get().text == "ok"
+        assert not select.select([proxy], [], [], 0)[0]
+
+
+def test_once_it_is_unpacked_it_has_no_file_open_and_writes_none(
+    driver: FakeDriver, probe_factory: ProbeFactory, folder: Path
+) -> None:
+    home = folder / "home"
+    home.mkdir()
+    env = {"HOME": str(home), "TMPDIR": str(home), "SHIV_ROOT": str(home / "unpacked")}
+    args = [f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0"]
+    assert program.run_once(["--once", *args], env=env).returncode == 0
+    before = sorted(home.rglob("*"))
+    probe = probe_factory(*args, env=env)
+    for _ in range(20):
+        assert probe.get().status == 200
+        assert probe.get("/metrics").status == 200
+    opened = {str(path.readlink()) for path in Path(f"/proc/{probe.pid}/fd").iterdir()}
+    assert {name for name in opened if name.startswith("/")} <= {os.devnull}
+    assert "\nwrite_bytes: 0\n" in Path(f"/proc/{probe.pid}/io").read_text()
+    assert probe.stop() == 0
+    assert sorted(home.rglob("*")) == before
