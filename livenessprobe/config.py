@@ -11,6 +11,8 @@ from livenessprobe.goflags import Flag, boolean, duration, string, unsigned
 from livenessprobe.quoting import quote
 
 _LONGEST_SOCKET_PATH = 107  # bytes: sun_path of unix(7), less its final NUL
+# Deadlines are moments: a moment after the year 2262 overflows grpc's clock, and each check would end at once.
+_FOREVER = 100 * 365 * 86400.0  # seconds
 _HEALTH_PATHS = ("/healthz", "/livez", "/readyz")
 
 
@@ -164,8 +166,8 @@ def parse(arguments: Sequence[str]) -> Config:
     return Config(
         csi_address=values["csi-address"],
         socket_path=_socket_path(values["csi-address"]),
-        connection_timeout=values["connection-timeout"],
-        probe_timeout=values["probe-timeout"],
+        connection_timeout=min(values["connection-timeout"], _FOREVER),
+        probe_timeout=min(values["probe-timeout"], _FOREVER),
         health=health,
         metrics=metrics,
         metrics_path=path,

@@ -1,0 +1,410 @@
+"""The built file through random lives of its driver and clients: each verdict is the one that a simple model gives.
+
+The model is `Lives.verdict()` and what the rules write into its fields; after every rule it is asked, and the program
+is. A driver that answers may be late on a busy machine, so there a missed deadline is asked about again, and counted;
+a driver that does not answer must never be taken for one that does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import peers
+import program
+import pytest
+from fake_driver import CODES, FakeDriver
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from test_driver import GO_NAMES
+from test_exchange import FINE, MALFORMED
+from torture import Tally, assert_well_formed, effort
+
+from livenessprobe.quoting import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fake_driver import Behaviour
+
+STEPS = 15
+# Short, since a driver that does not answer costs it with each step.
+PROBE_TIMEOUT = 0.3
+# For what a slow machine may take its time with.
+PATIENCE = 20.0
+GET = FINE["HTTP/1.1"]
+
+# What the program may hold whatever happens; it begins with 30 MiB, 3 threads, 7 descriptors. MiB.
+MOST_MEMORY = 96
+MOST_THREADS = 40
+MOST_DESCRIPTORS = 32  # beyond those of the clients that are there
+MOST_ORPHANS = 2
+
+
+class Verdict(NamedTuple):
+    """What the model says of a check."""
+
+    kind: str
+    text: str
+    """A pattern."""
+    healthy: bool = False
+    alive: bool = False
+    answers: bool = False
+    """Whether the driver does, which on a slow machine may be too late."""
+
+
+def unreachable(reason: str) -> Verdict:
+    return Verdict("unreachable", f"cannot connect to .*: {reason}")
+
+
+HEALTHY = Verdict("healthy", "ok", healthy=True, alive=True, answers=True)
+NOT_READY = Verdict("not ready", "driver responded but is not ready", alive=True, answers=True)
+NO_ANSWER = Verdict("no answer", "rpc error: code = DeadlineExceeded desc = .*")
+NO_HTTP2 = unreachable("the peer does not speak HTTP/2.*")
+KINDS = ("healthy", "not ready", "an error", "no answer", "unreachable")
+
+# What can be found in the driver's place, and is none.
+OTHERS: dict[str, tuple[peers.Peer, Verdict]] = {
+    "file": (peers.regular_file, unreachable("not a socket")),
+    "folder": (peers.directory, unreachable("not a socket")),
+    "datagram socket": (peers.datagram_socket, unreachable("protocol wrong type for socket")),
+    "full queue": (peers.never_accepting, unreachable("its queue of connections is full.*")),
+    "silent peer": (peers.silent, NO_ANSWER),
+    "junk": (peers.junk, NO_HTTP2),
+    "HTTP/1.1": (peers.http1, NO_HTTP2),
+    "closing peer": (peers.closing_at_once, NO_HTTP2),
+}
+
+
+class Lives(RuleBasedStateMachine):
+    """One run of the program, beside drivers that come and go at one address."""
+
+    tally = Tally()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = contextlib.ExitStack()
+        folder = self.ends.enter_context(tempfile.TemporaryDirectory(prefix="lp", dir="/tmp"))
+        self.path = Path(folder, "csi.sock")
+        self.driver: FakeDriver | None = None  # who listens at the path
+        self.orphans: list[FakeDriver] = []  # who did, and lost the path to others
+        self.other: str | None = None  # of OTHERS
+        self.other_ends = self.ends.enter_context(contextlib.ExitStack())
+        self.stale = False
+        self.answer = HEALTHY
+        self.stopped = self.exhausted = False
+        self.clients: list[socket.socket] = []
+        self.tally.add("sequences")
+
+    # ---- the model
+
+    def verdict(self) -> Verdict:
+        if self.other:
+            return OTHERS[self.other][1]
+        if self.driver:
+            return NO_ANSWER if self.stopped or self.exhausted else self.answer
+        if self.stale:
+            return unreachable("connection refused")
+        return unreachable("no such file or directory")
+
+    # ---- the driver
+
+    @precondition(lambda self: not self.driver)
+    @rule()
+    def start(self) -> None:
+        self.leave_place()
+        self.driver = FakeDriver(self.path).start()
+        self.stale = self.stopped = self.exhausted = False
+        self.answer = HEALTHY
+
+    @precondition(lambda self: self.obeys())
+    @rule(behaviour=st.sampled_from(["unset", "ready"]))
+    def be_healthy(self, behaviour: Behaviour) -> None:
+        assert self.driver
+        self.driver.set(behaviour)
+        self.answer = HEALTHY
+
+    @precondition(lambda self: self.obeys())
+    @rule()
+    def be_not_ready(self) -> None:
+        assert self.driver
+        self.driver.set("not-ready")
+        self.answer = NOT_READY
+
+    @precondition(lambda self: self.obeys())
+    @rule(for_good=st.booleans())
+    def hang(self, for_good: bool) -> None:
+        assert self.driver
+        self.driver.set("hang")
+        self.answer = NO_ANSWER
+        self.mend(for_good, lambda: self.be_healthy("unset"))
+
+    @precondition(lambda self: self.obeys())
+    @rule(code=st.sampled_from(CODES), message=st.text(max_size=100))
+    def fail(self, code: str, message: str) -> None:
+        assert self.driver
+        self.driver.set("error", code=code, message=message)
+        said = re.escape(printable(message))
+        self.answer = Verdict("an error", f"rpc error: code = {GO_NAMES[code]} desc = {said}", answers=True)
+
+    @precondition(lambda self: self.obeys())
+    @rule(after=st.sampled_from([0.02, 0.1, 30.0]))
+    def be_slow(self, after: float) -> None:
+        assert self.driver
+        self.driver.set("unset", after=after)
+        self.answer = NO_ANSWER if after > PROBE_TIMEOUT else HEALTHY
+
+    @precondition(lambda self: self.driver and not self.stopped)
+    @rule(for_good=st.booleans())
+    def stop(self, for_good: bool) -> None:
+        assert self.driver
+        self.driver.pause()
+        self.stopped = True
+        self.mend(for_good, self.go_on)
+
+    @precondition(lambda self: self.stopped)
+    @rule()
+    def go_on(self) -> None:
+        assert self.driver
+        self.driver.resume()
+        self.stopped = False
+
+    @precondition(lambda self: self.obeys() and not self.exhausted)
+    @rule(for_good=st.booleans())
+    def run_out_of_descriptors(self, for_good: bool) -> None:
+        assert self.driver
+        self.driver.exhaust_descriptors()
+        self.exhausted = True
+        self.mend(for_good, self.find_descriptors)
+
+    @precondition(lambda self: self.exhausted)
+    @rule()
+    def find_descriptors(self) -> None:
+        assert self.driver
+        self.driver.release_descriptors()
+        self.exhausted = False
+
+    @precondition(lambda self: self.driver)
+    @rule(for_good=st.booleans())
+    def kill(self, for_good: bool) -> None:
+        assert self.driver
+        self.driver.kill()
+        self.lose_driver()
+        self.stale = True
+        self.mend(for_good, self.start)
+
+    @precondition(lambda self: self.obeys())
+    @rule(for_good=st.booleans())
+    def end(self, for_good: bool) -> None:
+        assert self.driver
+        self.driver.stop()
+        self.lose_driver()
+        self.mend(for_good, self.start)
+
+    @precondition(lambda self: self.driver)
+    @rule(for_good=st.booleans())
+    def unlink(self, for_good: bool) -> None:
+        assert self.driver
+        self.driver.unlink()
+        self.orphan_driver()
+        self.mend(for_good, self.start)
+
+    @precondition(lambda self: self.driver)
+    @rule()
+    def replace(self) -> None:
+        self.orphan_driver()
+        self.start()
+
+    # ---- what else is in its place
+
+    @precondition(lambda self: not self.driver and not self.other)
+    @rule()
+    def leave_stale_socket(self) -> None:
+        if not self.stale:
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(str(self.path))
+        self.stale = True
+
+    @precondition(lambda self: not self.driver and not self.other)
+    @rule(other=st.sampled_from(sorted(OTHERS)), for_good=st.booleans())
+    def take_place(self, other: str, for_good: bool) -> None:
+        self.path.unlink(missing_ok=True)
+        self.stale = False
+        self.other_ends.enter_context(OTHERS[other][0](self.path))
+        self.other = other
+        self.mend(for_good, self.start)
+
+    @precondition(lambda self: self.other)
+    @rule()
+    def leave_place(self) -> None:
+        self.other_ends.close()
+        self.other = None
+
+    # ---- clients
+
+    @rule(path=st.sampled_from(["/healthz", "/readyz", "/livez"]), method=st.sampled_from(["GET", "HEAD"]))
+    def ask(self, path: str, method: str) -> None:
+        self.check(path, method)
+
+    @rule(number=st.integers(2, 30), path=st.sampled_from(["/healthz", "/livez"]))
+    def ask_together(self, number: int, path: str) -> None:
+        with ThreadPoolExecutor(number) as pool:
+            list(pool.map(self.check, [path] * number))
+        if self.obeys():
+            assert self.driver
+            # The end of one call and the begin of the next may pass each other on the way.
+            assert self.driver.seen().most_probing <= 2
+
+    @rule(
+        number=st.integers(1, 5),
+        sent=st.sampled_from([b"", b"G", GET[:-2], GET, *(head for head, _ in MALFORMED.values())])
+        | st.binary(max_size=200),
+        leave=st.sampled_from(["never", "at once", "by reset", "after the answer"]),
+    )
+    def disturb(self, number: int, sent: bytes, leave: str) -> None:
+        for _ in range(number):
+            client = self.probe.connect()
+            # Refused before all was sent, the rest is not taken.
+            with contextlib.suppress(ConnectionError):
+                client.sendall(sent)
+            if leave == "never":
+                self.clients.append(client)
+                continue
+            if leave == "by reset":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            elif leave == "after the answer":
+                with contextlib.suppress(ConnectionError):
+                    client.shutdown(socket.SHUT_WR)
+                    while client.recv(65536):
+                        pass
+            client.close()
+
+    @precondition(lambda self: self.clients)
+    @rule()
+    def leave(self) -> None:
+        while self.clients:
+            self.clients.pop().close()
+
+    # ---- what holds always
+
+    @initialize(form=st.sampled_from(["text", "json"]), verbosity=st.sampled_from([0, 5]), late=st.booleans())
+    def begin(self, form: str, verbosity: int, late: bool) -> None:
+        flags = [f"--csi-address={self.path}", "--http-endpoint=127.0.0.1:0", "--connection-timeout=50ms"]
+        flags += [f"--probe-timeout={PROBE_TIMEOUT}s", f"--logging-format={form}", f"-v={verbosity}"]
+        self.probe = self.ends.enter_context(program.Probe(flags))
+        if not late:
+            self.start()
+
+    @invariant()
+    def verdict_is_the_models(self) -> None:
+        self.tally.add("steps")
+        # All paths, where that takes no time.
+        for path in ("/readyz", "/livez", "/healthz") if self.verdict().answers else ("/healthz",):
+            self.check(path)
+        assert f"\ncsi_liveness_up {float(self.verdict().healthy)}\n" in self.probe.get("/metrics").text
+
+    @invariant()
+    def nothing_grows(self) -> None:
+        memory, threads = self.probe.memory() >> 20, self.probe.threads()
+        # A connection that was closed stays for a moment, and nobody tells when it is gone.
+        self.wait_until(lambda: self.probe.descriptors() <= MOST_DESCRIPTORS + len(self.clients))
+        self.tally.add("most MiB resident", memory)
+        self.tally.add("most threads", threads)
+        self.tally.add("most descriptors beside clients", self.probe.descriptors() - len(self.clients))
+        assert memory <= MOST_MEMORY
+        assert threads <= MOST_THREADS
+
+    @invariant()
+    def log_is_well_formed(self) -> None:
+        assert_well_formed(self.probe.log_lines)
+        assert not self.probe.output_lines
+
+    def teardown(self) -> None:
+        # The probe first, beside whatever the driver is doing: it must end cleanly all the same.
+        self.ends.callback(self.kill_drivers)
+        self.ends.callback(self.leave)
+        self.ends.close()
+
+    # ---- inside
+
+    def mend(self, for_good: bool, how: Callable[[], None]) -> None:
+        """Ends a trouble that is not to last, once it was seen; else most of a life would be trouble."""
+        if not for_good:
+            self.check()
+            how()
+
+    def obeys(self) -> bool:
+        """Whether there is a driver that takes commands."""
+        return self.driver is not None and not self.stopped
+
+    def lose_driver(self) -> None:
+        self.driver, self.stopped, self.exhausted = None, False, False
+
+    def orphan_driver(self) -> None:
+        assert self.driver
+        self.orphans.append(self.driver)
+        if len(self.orphans) > MOST_ORPHANS:
+            self.orphans.pop(0).kill()
+        self.lose_driver()
+
+    def kill_drivers(self) -> None:
+        for driver in [*self.orphans, *filter(None, [self.driver])]:
+            driver.kill()
+
+    def check(self, path: str = "/healthz", method: str = "GET") -> None:
+        """Asks until the answer is the model's; one that is another is taken only for lateness."""
+        expected = self.verdict()
+        status = 200 if (expected.alive if path == "/livez" else expected.healthy) else 500
+        end = time.monotonic() + PATIENCE
+        while True:
+            response = self.probe.get(path, method)
+            self.tally.add("checks")
+            self.tally.add(f"checks: {expected.kind}")
+            self.tally.add("answers after the timeout", response.seconds > PROBE_TIMEOUT)
+            assert response.seconds < PATIENCE
+            text = response.text if method == "GET" else expected.text
+            if response.status == status and re.fullmatch(expected.text, text):
+                break
+            missed = response.status == 500 and (method == "HEAD" or re.fullmatch(NO_ANSWER.text, text))
+            told = f"{method} {path}: {response.status} {text!r} instead of {status} {expected.text!r}"
+            assert expected.answers, told
+            assert missed, told
+            assert time.monotonic() < end, told
+            self.tally.add("missed deadlines")
+        assert response.text.isprintable()
+        assert method == "HEAD" or int(response.headers["Content-Length"]) == len(response.body)
+
+    def wait_until(self, true: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not true():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+@pytest.mark.timeout(900)  # to find the smallest example, once there is one
+def test_each_verdict_is_the_models(record_property: Callable[[str, object], None]) -> None:
+    Lives.tally = Tally()
+    try:
+        run_state_machine_as_test(
+            Lives, settings=settings(effort(16), stateful_step_count=STEPS, report_multiple_bugs=False)
+        )
+    finally:
+        for name, value in Lives.tally.figures.items():
+            record_property(name, value)
+    # Else the sequences would prove little.
+    assert all(Lives.tally.figures[f"checks: {kind}"] for kind in KINDS)
