@@ -32,7 +32,7 @@ target := $(strip $(PYTHON_VERSION) $(PLATFORM))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format livenessprobe livenessprobe-container base-image image-budget bench soak proto lock clean
+.PHONY: help demo test lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load torture check-manifest dashboard proto lock audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -61,6 +61,9 @@ livenessprobe: $(OUTPUT)  ## build bin/livenessprobe, one file (OUTPUT= PYTHON_V
 livenessprobe-container: .venv/done  ## build the image and its list of contents (REGISTRY= IMAGE= TAG= PLATFORM=linux/arm64 BUILD_IMAGE= SOURCE=)
 	$(python) build/image.py $(PLATFORM:%=--platform %) $(REGISTRY)/$(IMAGE):$(TAG)
 
+release: .venv/done  ## build all of a release into dist/: files, images as one OCI layout, contents, checksums (REGISTRY= IMAGE=)
+	$(python) build/release.py $(REGISTRY)/$(IMAGE)
+
 base-image:  ## make the image to build in, by debootstrap, where debian:trixie-slim cannot be pulled
 	build/base.sh livenessprobe-base:trixie
 
@@ -73,14 +76,6 @@ bench: .venv/done bin/livenessprobe  ## measure the program and its budgets (REF
 soak: .venv/done bin/livenessprobe  ## see whether anything grows over N=100000 checks, driver healthy, failing, hung, gone
 	@$(python) benchmarks/soak.py --program '$(PROGRAM)' --reference '$(REFERENCE)' --checks $(N)
 
-proto: .venv/done  ## generate livenessprobe/identity_pb2.py from proto/
-	$(python) build/proto.py .
-
-lock: .venv/done  ## renew the lock files to the newest versions that pyproject.toml allows
-	$(python) build/lock.py
-
-clean:  ## remove everything that was built
-	rm -rf .venv bin dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 load: .venv/done bin/livenessprobe  ## put storms of requests and a flood of half-open connections on it (SECONDS=60 of flood)
 	@$(python) benchmarks/load.py --program '$(PROGRAM)' --seconds $(SECONDS)
 
@@ -93,6 +88,17 @@ check-manifest: .venv/done  ## say what would change where this takes the refere
 dashboard: .venv/done bin/livenessprobe  ## draw docs/dashboard.svg: what the Grafana dashboard shows of a recorded run, by a real Prometheus
 	$(python) tests/monitored.py docs/dashboard.svg
 
+proto: .venv/done  ## generate livenessprobe/identity_pb2.py from proto/
+	$(python) build/proto.py .
+
+lock: .venv/done  ## renew the lock files to the newest versions that pyproject.toml allows
+	$(python) build/lock.py
+
+audit: .venv/done  ## look the locked packages up in a database of known vulnerabilities, where it can be had (ADVISORIES=address)
+	@$(python) build/audit.py $(ADVISORIES)
+
+clean:  ## remove everything that was built
+	rm -rf .venv bin dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 .venv/done: build/requirements-dev.lock build/venv.sh

@@ -11,7 +11,6 @@ build in, SOURCE the address of the sources for the label, where that isn't the 
 import argparse
 import datetime as dt
 import hashlib
-import io
 import json
 import os
 import re
@@ -22,10 +21,10 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyz
 import sbom
+import tars
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = ROOT / "Dockerfile.distroless"
@@ -90,7 +89,7 @@ def labels(seconds: int) -> dict[str, str]:
     revision = git("rev-parse", "HEAD")
     remote = git("config", "--get", "remote.origin.url")
     known = {
-        "created": _date(seconds),
+        "created": date(seconds),
         "source": os.environ.get("SOURCE") or (remote if remote.startswith("https://") else ""),
         "revision": revision and revision + changed,
         "version": pyz.release(),
@@ -125,48 +124,38 @@ def settle(saved: Path, settled: Path, tag: str, architecture: str, seconds: int
     The old builder also takes every image for one of its own machine.
     """
     with tarfile.open(saved) as source, tarfile.open(settled, "w", format=tarfile.GNU_FORMAT) as target:
-        [manifest] = json.loads(_read(source, "manifest.json"))
-        built = json.loads(_read(source, manifest["Config"]))
+        [manifest] = json.loads(tars.read(source, "manifest.json"))
+        built = json.loads(tars.read(source, manifest["Config"]))
         kept = ("Entrypoint", "Env", "ExposedPorts", "Labels")
         made = {
             "architecture": architecture,
             **({"variant": "v8"} if architecture == "arm64" else {}),
             "os": "linux",
-            "created": _date(seconds),
+            "created": date(seconds),
             "config": {key: built["config"][key] for key in kept},
             "rootfs": built["rootfs"],
-            "history": [{"created": _date(seconds), "created_by": what} for what in LAYERS],
+            "history": [{"created": date(seconds), "created_by": what} for what in LAYERS],
         }
         config = json.dumps(made, sort_keys=True).encode()
         name = f"{hashlib.sha256(config).hexdigest()}.json"
         layers = [f"{digest.removeprefix('sha256:')}.tar" for digest in built["rootfs"]["diff_ids"]]
-        _add(
+        tars.add(
             target,
             "manifest.json",
             json.dumps([{"Config": name, "RepoTags": [tag], "Layers": layers}]).encode(),
         )
-        _add(target, name, config)
+        tars.add(target, name, config)
         for old, new in zip(manifest["Layers"], layers, strict=True):
-            _add(target, new, _read(source, old))
+            tars.add(target, new, tars.read(source, old))
 
 
-def _date(seconds: int) -> str:
+def date(seconds: int) -> str:
+    """As the formats of images and of SPDX want it."""
     return dt.datetime.fromtimestamp(seconds, dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _read(archive: tarfile.TarFile, name: str) -> bytes:
-    file: Any = archive.extractfile(name)
-    return bytes(file.read())
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    archive.addfile(entry, io.BytesIO(content))
-
-
-def build(platform: str, tag: str, folder: Path, more_labels: Sequence[str] = ()) -> Path:
-    """Build for a platform; return the archive of the image."""
+def make(platform: str, tag: str, folder: Path, more_labels: Sequence[str] = ()) -> Path:
+    """Build for a platform; return the archive of the image, of which the engine keeps nothing."""
     architecture = platform.partition("/")[2]
     seconds = build_time()
     pyz.build(PYTHON, pyz.PLATFORMS[platform], ROOT / "bin" / "image" / architecture / "livenessprobe")
@@ -176,8 +165,14 @@ def build(platform: str, tag: str, folder: Path, more_labels: Sequence[str] = ()
         saved = Path(temporary, "saved.tar")
         docker("save", f"--output={saved}", built)
         settle(saved, archive, tag, architecture, seconds)
-    docker("load", f"--input={archive}")
     docker("rmi", built, check=False)
+    return archive
+
+
+def build(platform: str, tag: str, folder: Path, more_labels: Sequence[str] = ()) -> Path:
+    """Build for a platform, into the engine too; return the archive of the image."""
+    archive = make(platform, tag, folder, more_labels)
+    docker("load", f"--input={archive}")
     return archive
 
 

@@ -1,0 +1,91 @@
+"""Builds all that a release is into dist/, from nothing, with the checksums of it: docs/release.md says what each file is.
+
+    python build/release.py quay.io/k8scsi/livenessprobe
+
+The same sources and packages give the same bytes.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import image
+import oci
+import pyz
+import sbom
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+DIST = image.ROOT / "dist"
+CHECKSUMS = "SHA256SUMS"
+
+
+def file_name(version: str, platform: str) -> str:
+    return f"livenessprobe-{pyz.release()}-cp{version.replace('.', '')}-{platform.replace('/', '-')}"
+
+
+def layout_name() -> str:
+    return f"livenessprobe-{pyz.release()}-image.oci.tar"
+
+
+def contents_name(platform: str) -> str:
+    """Of the list of what is in an image."""
+    return f"livenessprobe-{pyz.release()}-image-{platform.replace('/', '-')}.spdx.json"
+
+
+def pack(version: str, platform: str, folder: Path) -> Path:
+    """Pack the program for a Python and a platform, and list what is in it."""
+    file = folder / file_name(version, platform)
+    pyz.build(version, pyz.PLATFORMS[platform], file)
+    sbom.list_packed(file, image.date(image.build_time()))
+    return file
+
+
+def make_image(platform: str, name: str, folder: Path, elsewhere: Path) -> Path:
+    """Build the image for a platform, and list what is in it; return its archive, which is no part of the release."""
+    archive = image.make(platform, name, elsewhere)
+    shutil.move(sbom.list_content(archive), folder / contents_name(platform))
+    return archive
+
+
+def write_checksums(folder: Path) -> None:
+    """What `sha256sum --check` wants."""
+    files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (folder / CHECKSUMS).write_text("".join(lines))
+
+
+def build(repository: str, folder: Path) -> None:
+    """Build it all; a folder without checksums is not whole."""
+    image.engine_platform()
+    image.build_image()  # here, since two at once would make it twice
+    name = f"{repository}:v{pyz.release()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = [
+            pool.submit(make_image, platform, name, folder, Path(temporary)) for platform in pyz.PLATFORMS
+        ]
+        files = [pool.submit(pack, *target, folder) for target in product(PYTHONS, pyz.PLATFORMS)]
+        oci.pack([archive.result() for archive in images], name, folder / layout_name())
+        for file in files:
+            file.result()
+    write_checksums(folder)
+
+
+def main() -> None:
+    """Build what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("repository", help="REGISTRY/NAME of the image")
+    options = parser.parse_args()
+    build(options.repository, DIST)
+    for path in sorted(DIST.iterdir()):
+        print(f"{path.stat().st_size:>10}  {path.relative_to(image.ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

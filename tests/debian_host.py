@@ -1,0 +1,113 @@
+"""A host of another Debian or another machine: a folder with its packages, in which programs are started by chroot."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import debs
+import pyz
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# In place of the machine's own settings: only what was fetched for this host, of this release of Debian.
+SETTINGS = """
+APT::Architecture "{architecture}";
+APT::Architectures {{ "{architecture}"; }};
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+Dir::Cache "{folder}/cache";
+Dir::Etc::sourcelist "{folder}/sources.list";
+Dir::Etc::sourceparts "-";
+Dir::State::lists "{folder}/lists";
+Dir::State::status "{folder}/status";
+"""
+
+
+def emulator(architecture: str) -> Path | None:
+    """What runs programs of this architecture here; None where nothing has to. Fails where that is missing."""
+    machine = pyz.PLATFORMS[f"linux/{architecture}"]
+    if machine == platform.machine():
+        return None
+    found = shutil.which(f"qemu-{machine}-static")
+    if found is None:
+        raise FileNotFoundError("there is no emulator here: apt-get install qemu-user-static")
+    return Path(found)
+
+
+def missing(architecture: str) -> str:
+    """Why there can be no such host; empty where there can."""
+    lacking = [command for command in ("apt-get", "dpkg-deb", "chroot") if not shutil.which(command)]
+    if lacking:
+        return f"there is no {lacking[0]} here"
+    try:
+        emulator(architecture)
+    except FileNotFoundError as error:
+        return str(error)
+    return "" if os.geteuid() == 0 else "only root can enter another root"
+
+
+def mirror() -> str:
+    """Where this machine's apt has Debian from."""
+    targets = ["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"]
+    wanted = ["Created-By: Packages", "Origin: Debian"]
+    lines = subprocess.run([*targets, *wanted], capture_output=True, check=True, text=True).stdout.split("\n")
+    return next(uri for codename, _, uri in (line.partition(" ") for line in lines) if "-" not in codename)
+
+
+class DebianHost:
+    """The host, with a CPython of this version."""
+
+    def __init__(self, folder: Path, release: str, python: str, architecture: str) -> None:
+        self.folder = folder
+        self._python, self._emulator = f"/usr/bin/python{python}", emulator(architecture)
+        (folder / "lists" / "partial").mkdir(parents=True)
+        (folder / "status").touch()
+        (folder / "sources.list").write_text(f"deb {mirror()} {release} main\n")
+        settings = folder / "apt.conf"
+        settings.write_text(SETTINGS.format(architecture=architecture, folder=folder))
+        os.environ["APT_CONFIG"] = str(settings)
+        try:
+            subprocess.run(["apt-get", "--quiet=2", "update"], check=True)
+            # What is always there, a shell, the interpreter; and the one library that the wheels take from a host.
+            packages = [
+                "base-files",
+                "dash",
+                f"python{python}-minimal",
+                f"libpython{python}-stdlib",
+                "libstdc++6",
+            ]
+            self.root = debs.fetch(packages, architecture, folder).folder
+        finally:
+            del os.environ["APT_CONFIG"]
+        # gRPC wants to read there; a file will do, where a device is not for everyone to make.
+        (self.root / "dev" / "urandom").write_bytes(os.urandom(65536))
+        if self._emulator:
+            shutil.copy(self._emulator, self.root / "emulator")
+
+    def run(self, file: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Start a packed file that was copied there, to its end."""
+        # An emulator starts no script, so it starts what the script would.
+        command = ["/emulator", self._python, "-IS", file] if self._emulator else [file]
+        return subprocess.run(
+            ["chroot", self.root, *command, *arguments],
+            capture_output=True,
+            check=False,
+            env={"LC_ALL": "C", "PATH": "/usr/bin:/usr/sbin", "SHIV_ROOT": "/cache"},
+            text=True,
+            timeout=300,
+        )
+
+
+@contextlib.contextmanager
+def debian_host(release: str, python: str, architecture: str) -> Iterator[DebianHost]:
+    # Not a fixture's folder: sockets are in it, and their paths have at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as folder:
+        yield DebianHost(Path(folder), release, python, architecture)
