@@ -85,7 +85,7 @@ def test_exit_codes_are_those_of_the_program() -> None:
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/migration.md", "docs/operations.md"])
 def test_flags_in_the_text_exist(page: str) -> None:
     # In ticks, and beginning with a dash: `--csi-address=/csi/csi.sock`, `-v=5`.
-    named = set(re.findall(r"`--?([a-zA-Z][\w-]*)[^`]*`", page.read_text()))
+    named = set(re.findall(r"`--?([a-zA-Z][\w-]*)[^`]*`", (ROOT / page).read_text()))
 
     assert named
     assert named <= {flag.name for flag in config.FLAGS} | {"h"}
@@ -327,6 +327,29 @@ def test_links_lead_somewhere(page: Path) -> None:
             broken.append(target)
 
     assert not broken
+
+
+def test_tests_that_hold_a_claim_exist() -> None:
+    defined = {
+        f"{path.name}::{node.name}"
+        for path in (ROOT / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    named = {name for page in PAGES for name in re.findall(r"test_\w+\.py::\w+", page.read_text())}
+
+    assert len(named) > 40
+    assert not named - defined
+
+
+def test_each_claim_of_security_names_a_test() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    claims = [
+        line for line in page.splitlines() if line.startswith("| ") and not line.endswith("| held by |")
+    ]
+
+    assert len(claims) > 30
+    assert not [claim for claim in claims if "::test_" not in claim.split("|")[-2]]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
