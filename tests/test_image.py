@@ -6,7 +6,6 @@ import concurrent.futures
 import hashlib
 import http.client
 import io
-import itertools
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import built_images
 import contents
 import image
 import peers
@@ -85,8 +85,6 @@ class Archive:
 
 # ---- what is built
 
-SOURCE = "https://example.org/livenessprobe"
-
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[None]:
@@ -97,19 +95,11 @@ def engine() -> Iterator[None]:
     remove_all()
 
 
-@pytest.fixture(scope="session")
-def build(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Archive]:
-    """Builds the image anew for an architecture."""
-    numbers = itertools.count()
-
-    def one(architecture: str) -> Archive:
-        tag = f"livenessprobe-test:{os.getpid()}-{next(numbers)}"
-        folder = tmp_path_factory.mktemp("image")
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("SOURCE", SOURCE)
-            return Archive(image.build(f"linux/{architecture}", tag, folder, more_labels=[MARK]))
-
-    return one
+def loaded(architecture: str) -> Archive:
+    """The image for an architecture, in the engine too."""
+    archive = Archive(built_images.archives()[f"linux/{architecture}"])
+    must("load", f"--input={archive.path}")
+    return archive
 
 
 @pytest.fixture(scope="session")
@@ -118,15 +108,15 @@ def architecture(engine: None) -> str:
 
 
 @pytest.fixture(scope="session")
-def built(build: Callable[[str], Archive], architecture: str) -> Archive:
+def built(architecture: str) -> Archive:
     """The image for the engine's machine."""
-    return build(architecture)
+    return loaded(architecture)
 
 
 @pytest.fixture(scope="session")
-def foreign(build: Callable[[str], Archive], architecture: str) -> Archive:
+def foreign(architecture: str) -> Archive:
     """The image for the other machine."""
-    return build("amd64" if architecture == "arm64" else "arm64")
+    return loaded("amd64" if architecture == "arm64" else "arm64")
 
 
 # ---- what runs
@@ -557,7 +547,7 @@ def test_says_what_it_is(built: Archive, architecture: str) -> None:
     assert settings["Entrypoint"] == ["/livenessprobe"]
     assert not settings.get("User"), "the sockets of node drivers belong to root"
     assert labels.keys() >= {"title", "description", "base.name", "created"}
-    assert labels["source"] == SOURCE
+    assert labels["source"] == built_images.SOURCE
     assert (labels["version"], labels["licenses"]) == (__version__, "Apache-2.0")
     if head := image.git("rev-parse", "HEAD"):
         assert labels["revision"].removesuffix("-dirty") == head
@@ -624,8 +614,12 @@ def test_scanners_see_all_packages(built: Archive) -> None:
         assert found[name] == version[1]
 
 
-def test_two_builds_are_equal(built: Archive, build: Callable[[str], Archive], architecture: str) -> None:
-    again = build(architecture)
+def test_two_builds_are_equal(
+    built: Archive, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE", built_images.SOURCE)
+    tag = f"livenessprobe-test:{os.getpid()}-again"
+    again = Archive(image.build(f"linux/{architecture}", tag, tmp_path, more_labels=[MARK]))
 
     assert built.config["rootfs"]["diff_ids"] == again.config["rootfs"]["diff_ids"]
     assert built.config == again.config
