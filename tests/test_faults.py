@@ -240,6 +240,8 @@ def test_a_check_that_never_ends_is_noticed_and_ends_the_program(
     probe = probe_factory(*arguments(socket_path, "200ms"), env=node.env)
     assert probe.get().status == 200
     probe.wait_for_log("Learnt the CSI driver's name")
+    # Main, checks and naming are left: while grpc still has threads of its own, it needs no new ones.
+    wait_until(lambda: probe.threads() == 3)
     node.deny_threads(True)
     with contextlib.ExitStack() as clients:
         clients.enter_context(ask(probe))
