@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,7 +303,19 @@ def test_checksums_are_checked_by_sha256sum(files: dict[tuple[str, str], Path]) 
     assert broken.returncode == 1
 
 
-def test_page_names_each_file(files: dict[tuple[str, str], Path]) -> None:
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole release, as `make release` builds it."""
+    if reason := image_engine.missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("whole")
+    release.build(NAME.rpartition(":")[0], folder)
+    return folder
+
+
+def test_whole_release_is_all_that_the_page_names(whole: Path) -> None:
+    targets = [release.file_name(*target) for target in product(release.PYTHONS, pyz.PLATFORMS)]
+    made = {path.name for path in whole.iterdir()}
     patterns = [
         re.escape(name)
         .replace("VERSION", re.escape(__version__))
@@ -310,13 +323,29 @@ def test_page_names_each_file(files: dict[tuple[str, str], Path]) -> None:
         .replace("ARCH", "(amd64|arm64)")
         for name in column(PAGE, "file", "what it is")
     ]
-    made = {path.name for path in next(iter(files.values())).parent.iterdir()} | {
+
+    assert made == {
+        *targets,
+        *(f"{name}.spdx.json" for name in targets),
         release.layout_name(),
         *(release.contents_name(target) for target in pyz.PLATFORMS),
         release.CHECKSUMS,
     }
-
     for name in made:
         assert [pattern for pattern in patterns if re.fullmatch(pattern, name)], name
     for pattern in patterns:
         assert [name for name in made if re.fullmatch(pattern, name)], pattern
+
+
+def test_whole_release_is_what_its_parts_are(
+    whole: Path, files: dict[tuple[str, str], Path], layout: Layout
+) -> None:
+    """Built a second time, of which the same bytes come."""
+    subprocess.run(["sha256sum", "--check", "--quiet", release.CHECKSUMS], cwd=whole, check=True)
+    for file in files.values():
+        assert (whole / file.name).read_bytes() == file.read_bytes(), file.name
+    again = Layout(whole / release.layout_name())
+    assert again.top["annotations"] == layout.top["annotations"]
+    for target, manifest in layout.manifests.items():
+        ours, theirs = layout.json(manifest), again.json(again.manifests[target])
+        assert theirs["layers"] == ours["layers"]  # the labels differ: the tests mark theirs
