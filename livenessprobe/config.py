@@ -13,6 +13,10 @@ from livenessprobe.quoting import quote
 _LONGEST_SOCKET_PATH = 107  # bytes: sun_path of unix(7), less its final NUL
 # Deadlines are moments: a moment after the year 2262 overflows grpc's clock, and each check would end at once.
 _FOREVER = 100 * 365 * 86400.0  # seconds
+# The targets of gRPC's C core that can be a driver's, https://grpc.github.io/grpc/core/md_doc_naming.html; without a
+# scheme it takes them for dns.
+_TARGET = re.compile(r"(dns|ipv4|ipv6|unix-abstract|vsock):.+|([^:/]+|\[[^]/]+\]):[0-9]+")
+_PORTLESS = ("unix-abstract:", "vsock:")
 _HEALTH_PATHS = ("/healthz", "/livez", "/readyz")
 
 
@@ -229,6 +233,7 @@ def _socket_path(address: str) -> str | None:
     """Find the unix socket's path in a CSI address; None for another gRPC target."""
     path = address.removeprefix("unix://") if address.startswith("unix://") else address.removeprefix("unix:")
     if path.startswith("/"):
+        path = "/" + path.lstrip("/")  # what follows two slashes gRPC takes for a host
         size = len(path.encode(errors="surrogateescape"))
         if size > _LONGEST_SOCKET_PATH:
             raise ConfigError(
@@ -245,10 +250,14 @@ def _socket_path(address: str) -> str | None:
             address,
             "not an absolute path: write /path, unix:///path, or a gRPC target such as dns:///host:port",
         )
-    if not re.fullmatch(r"[a-z][a-z0-9+.-]*:.+|.*:[0-9]+", address, re.IGNORECASE):
+    if not (_TARGET.fullmatch(address) and address.isprintable()):
         raise ConfigError(
             "csi-address",
             address,
             "neither a path nor a gRPC target: write /path, unix:///path, or dns:///host:port",
         )
+    # A larger port gRPC would take modulo 65536, and so take somebody else for the driver.
+    port = None if address.startswith(_PORTLESS) else re.search(r":([0-9]+)$", address)
+    if port and not (len(port[1]) <= 5 and 0 < int(port[1]) <= 65535):
+        raise ConfigError("csi-address", address, "bad port: write a number from 1 to 65535")
     return None
