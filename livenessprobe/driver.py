@@ -42,8 +42,9 @@ _CODE_NAMES = {
     code: "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "")
     for code in grpc.StatusCode
 } | {grpc.StatusCode.CANCELLED: "Canceled"}
-# Go's default. grpc's own of 8 to 16 KiB would hide an error behind "metadata size exceeds limit" when its text is long.
-_METADATA_BYTES = 16 * 1024 * 1024
+# grpc's own limit of 8 to 16 KiB would hide an error behind "metadata size exceeds limit" when its text is long; Go's
+# of 16 MiB would take several times that of memory, more than a container of ours has.
+_METADATA_BYTES = 1024 * 1024
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # else channels to the same address share a connection
     ("grpc.enable_http_proxy", 0),
@@ -56,6 +57,7 @@ _OPTIONS = (
 # How grpc's C core begins the message of a call for which it got no connection.
 _NO_CONNECTION = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
 _NOT_CONNECTED = "no connection"
+_LONGEST_OWN_MESSAGE = 4096  # characters; only a driver's is longer
 # The system's words, as they end such a message.
 _ERRORS = {
     os.strerror(number): os.strerror(number).lower()
@@ -237,6 +239,8 @@ class Driver:
                 code, message = _CODE_NAMES[error.code()], error.details() or ""
             except ValueError:  # close() was quicker than the call
                 code, message = "Canceled", "the liveness probe is stopping"
+        if code == "OK" and reply is None:  # an error to Go's client, too
+            code, message = "Internal", "the reply has no message"
         seconds = time.monotonic() - start
         if code == "DeadlineExceeded" and seconds >= timeout - 0.01:  # our deadline, not the driver's word
             message = f"no answer to {method} in time"  # a number would vary, a change in the log's eyes
@@ -256,7 +260,8 @@ class Driver:
             and message.startswith(_NO_CONNECTION)
             and (
                 self._path is None
-                or f"unix:{self._path}:" in urllib.parse.unquote(message, errors="surrogateescape")
+                or f"unix:{self._path}:"
+                in urllib.parse.unquote(message[:_LONGEST_OWN_MESSAGE], errors="surrogateescape")
             )
         )
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 import time
 
 from prometheus_client import (
@@ -18,6 +19,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from livenessprobe import __version__
 
 UNKNOWN_DRIVER = "unknown-driver"
+
+_MOST_DRIVERS = 8  # whose series are kept: a driver with another name each time must not fill the memory
+_FRESH_SECONDS = 1.0  # how long a rendering holds, where nothing is counted: a storm of scrapes is cheap
 
 # Seconds; the buckets that dashboards made for the CSI sidecars rely on.
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
@@ -81,6 +85,9 @@ class Metrics:
             "Always 1; the label is the driver's name, unknown-driver until it is known.",
             registry=self._registry,
         )
+        self._drivers: list[str] = []
+        self._rendering = threading.Lock()
+        self._rendered, self._rendered_at, self._stale = b"", 0.0, True
         self.driver_name = UNKNOWN_DRIVER
         names = ("version", "python_version", "grpcio_version")
         build = Gauge(
@@ -99,10 +106,16 @@ class Metrics:
     def driver_name(self, name: str) -> None:
         self._driver_name = name
         self._driver.info({"driver_name": name})
+        self._drivers = [*(other for other in self._drivers if other != name), name]
+        for forgotten in self._drivers[:-_MOST_DRIVERS]:
+            self._operations.remove_by_labels({"driver_name": forgotten})
+        self._drivers = self._drivers[-_MOST_DRIVERS:]
+        self._stale = True
 
     def call(self, method: str, code: str, seconds: float) -> None:
         """Count a gRPC call: its full method name, its code named as in Go, and how long it took."""
         self._operations.labels(self.driver_name, method, code).observe(seconds)
+        self._stale = True
 
     def check(self, healthy: bool, result: str, reason: str, answers: int) -> None:
         """Count a check and the requests that shared it; reason must be one of few."""
@@ -117,11 +130,21 @@ class Metrics:
             self._show(self._last_success, time.time())
         else:
             self._failures.inc()
+        self._stale = True
 
     def render(self) -> bytes:
-        """Return all series in Prometheus' text format, as content_type says."""
-        # Go writes the buckets' bounds as 1 and 10, and queries name them so; the library as 1.0 and 10.0.
-        return re.sub(rb'(?<=le=")(\d+)\.0(?=")', rb"\1", generate_latest(self._registry))
+        """Return all series in Prometheus' text format, as content_type says.
+
+        What the process itself uses may be a second old; all that was counted is there.
+        """
+        with self._rendering:
+            now = time.monotonic()
+            if self._stale or now - self._rendered_at >= _FRESH_SECONDS:
+                self._stale = False  # first: what is counted meanwhile makes it stale again
+                # Go writes the buckets' bounds as 1 and 10, and queries name them so; the library as 1.0 and 10.0.
+                self._rendered = re.sub(rb'(?<=le=")(\d+)\.0(?=")', rb"\1", generate_latest(self._registry))
+                self._rendered_at = now
+            return self._rendered
 
     def _show(self, gauge: Gauge, value: float) -> None:
         gauge.set(value)

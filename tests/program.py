@@ -238,6 +238,10 @@ class Probe:
         """Resident bytes."""
         return self._status("VmRSS") * 1024
 
+    def peak_memory(self) -> int:
+        """The most resident bytes so far."""
+        return self._status("VmHWM") * 1024
+
     def threads(self) -> int:
         return self._status("Threads")
 

@@ -369,6 +369,14 @@ def test_any_code_of_goaway_is_survived(actor: Actor, socket_path: Path) -> None
         _check_once(actor, socket_path, Script("called", says, stays=False))
 
 
+def test_a_status_without_a_message_is_a_failure(actor: Actor, socket_path: Path) -> None:
+    says = peers.frame(1, HEAD + field(b"grpc-status", b"0"), END_HEADERS | END_STREAM, 1)
+    actor.script = Script("called", says, stays=True)
+
+    verdict = Driver(str(socket_path), str(socket_path)).attempt(PATIENCE)
+    assert verdict == health.failed("Internal", "the reply has no message")
+
+
 @pytest.mark.timeout(900)
 def test_the_program_beside_peers_that_say_anything(
     tally: Tally, actor: Actor, probe_factory: ProbeFactory, socket_path: Path
@@ -390,8 +398,9 @@ def test_the_program_beside_peers_that_say_anything(
         assert OK.search(script.says) or response.status == 500
 
     ask()
-    reasons = set(re.findall(r'reason="([^"]*)"', probe.get("/metrics").text))
-    assert reasons <= REASONS
+    found = set(re.findall(r'{result="(\w+)",reason="([^"]*)"}', probe.get("/metrics").text))
+    assert {reason for _, reason in found} <= REASONS
+    assert {result for result, reason in found if reason == "OK"} <= {"healthy"}
     assert probe.threads() < 40
     assert probe.memory() < 96 << 20
     assert probe.stop() == 0

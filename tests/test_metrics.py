@@ -175,6 +175,34 @@ def test_the_driver_has_one_name_at_a_time() -> None:
     assert metrics.driver_name == "other.csi.k8s.io"
 
 
+def test_only_the_last_names_keep_their_series() -> None:
+    """A driver may have another name at each start, for months."""
+    metrics = Metrics("1.2.3", 3.0)
+    for number in range(100):
+        metrics.driver_name = f"driver-{number}.csi.k8s.io"
+        metrics.call(PROBE, "OK", 0.1)
+        metrics.call(PROBE, "Internal", 0.1)
+    metrics.driver_name = "driver-95.csi.k8s.io"  # again
+    metrics.driver_name = "driver-100.csi.k8s.io"
+
+    names = {name for name, *_ in rendered(metrics).calls()}
+    assert names == {f"driver-{number}.csi.k8s.io" for number in (93, 94, 95, 96, 97, 98, 99)}
+
+
+def test_what_was_counted_is_rendered_at_once_and_nothing_twice() -> None:
+    metrics = Metrics("1.2.3", 3.0)
+    for count in range(1, 4):
+        metrics.check(True, "healthy", "OK", 1)
+        text = metrics.render()
+        assert Series(text.decode()).checks() == {("healthy", "OK"): count}
+        assert metrics.render() is text
+    metrics.call(PROBE, "OK", 0.1)
+    assert rendered(metrics).calls() == {("unknown-driver", PROBE, "OK"): 1}
+    metrics.driver_name = "some.csi.k8s.io"
+    ((labels, _),) = rendered(metrics).samples("csi_liveness_driver_info")
+    assert labels == {"driver_name": "some.csi.k8s.io"}
+
+
 def test_build() -> None:
     assert list(rendered(Metrics("1.2.3", 3.0)).samples("csi_liveness_build_info")) == [
         (

@@ -43,6 +43,24 @@ def test_what_a_client_says_in_its_fields_is_nowhere_told(
     assert not [line for line in probe.log_lines if SECRET in line]
 
 
+@pytest.mark.parametrize(
+    "message",
+    ["x" * 15_000_000, "é" * 150_000, "failed to connect to all addresses" + "%41" * 300_000],
+    ids=["too long", "escaped", "as of our own"],
+)
+def test_a_driver_s_long_texts_take_little_memory_and_no_time(
+    driver: FakeDriver, probe: program.Probe, message: str
+) -> None:
+    assert probe.get().status == 200
+    before = probe.peak_memory()
+    for _ in range(3):
+        driver.set("error", code="UNAVAILABLE", message=message)
+        assert probe.get().status == 500
+        driver.set("unset")
+        assert probe.get().status == 200
+    assert probe.peak_memory() - before < 16 << 20
+
+
 def test_a_driver_s_name_forges_neither_lines_nor_series(
     driver: FakeDriver, probe_factory: ProbeFactory
 ) -> None:
