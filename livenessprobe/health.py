@@ -9,6 +9,7 @@ from livenessprobe.quoting import cut
 
 RETRY_SECONDS = 0.1
 HANG_SECONDS = 5.0
+_SHORTEST_ATTEMPT_SECONDS = 0.05
 BURST_SECONDS = 0.1  # checks that follow one another sooner are a burst
 _FIRST_REMINDER_SECONDS = 10.0
 _LONGEST_REMINDER_SECONDS = 3600.0
@@ -89,8 +90,12 @@ def check(
     returns True where the program is stopping; waiting sees the verdict of every attempt that is about to be repeated.
     """
     while True:
-        verdict = attempt(min(patience.answer, start + patience.total - clock()))
-        left = start + patience.connect - clock()
+        begin = clock()
+        verdict = attempt(min(patience.answer, start + patience.total - begin))
+        end = clock()
+        # One more attempt, with less time than this one took, would find nothing but that.
+        needed = max(_SHORTEST_ATTEMPT_SECONDS, end - begin)
+        left = start + min(patience.connect, patience.total - needed) - end
         if not verdict.may_heal or left <= 0:
             return verdict
         waiting(verdict)
