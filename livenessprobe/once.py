@@ -57,10 +57,13 @@ def once(config: Config) -> Exit:
     signal.set_wakeup_fd(wake_up.fileno())  # a signal's number arrives at the other end
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_check, args=(config, progress, lambda: wake_up.send(b"\0")), daemon=True).start()
-    caught = _wait(woken, time.monotonic(), config, progress)
+    caught = _wait(woken, config, progress)
     verdict = progress.verdict()
-    if verdict is None or (caught and verdict.outcome is not Outcome.UNREACHABLE):
+    if caught and (verdict is None or verdict.outcome is not Outcome.UNREACHABLE):
         verdict = health.failed("Canceled", f"interrupted by {signal.Signals(caught).name}")
+    verdict = verdict or health.failed("DeadlineExceeded", "the check does not end")
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # they end a write that nobody reads
     with suppress(OSError):  # nobody reads: the exit code still tells
         os.write(1, (printable(verdict.text) + "\n").encode())
     return _EXITS[verdict.outcome]
@@ -90,12 +93,20 @@ def _pause(seconds: float) -> bool:
     return False
 
 
-def _wait(woken: socket.socket, start: float, config: Config, progress: _Progress) -> int:
-    """Wait for the check (return 0) or a signal (return its number); say now and then what for."""
+def _wait(woken: socket.socket, config: Config, progress: _Progress) -> int:
+    """Wait for the check (return 0; also where it does not end) or a signal (return its number); say now and then what for."""
+    start = time.monotonic()
+    # grpc keeps no deadline where the system denies it a thread, nor ever after.
+    longest = config.connection_timeout + config.probe_timeout + health.HANG_SECONDS
     said_after = _SAY_WAITING_ON_TERMINAL_SECONDS if os.isatty(2) else _SAY_WAITING_SECONDS
-    while not select.select([woken], [], [], said_after)[0]:
+    waiting = select.poll()  # not select(), which takes no descriptor above 1,023
+    waiting.register(woken, select.POLLIN)
+    while not waiting.poll(said_after * 1e3):
         if not progress.begun:  # still loading
+            start = time.monotonic()
             continue
+        if time.monotonic() - start > longest:
+            return 0
         said_after = _SAY_WAITING_SECONDS
         verdict = progress.verdict()
         logging.getLogger(__name__).info(

@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 static const volatile struct {
-    long clock_step;     /* seconds */
-    long denies_threads; /* as where the pod has its most processes */
+    long clock_step;   /* seconds */
+    long most_threads; /* that a process may start in its life, as where a pod has its most processes; 0: any number */
 } sound, *node = &sound;
 
 __attribute__((constructor)) static void map(void)
@@ -31,7 +31,9 @@ __attribute__((constructor)) static void map(void)
 int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument)
 {
     int (*next)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *) = dlsym(RTLD_NEXT, "pthread_create");
-    return node->denies_threads ? EAGAIN : next(thread, attributes, run, argument);
+    static long started;
+    long number = __atomic_add_fetch(&started, 1, __ATOMIC_RELAXED);
+    return node->most_threads && number > node->most_threads ? EAGAIN : next(thread, attributes, run, argument);
 }
 
 /* The monotonic clocks stay as they are. So does the kernel's clock of the day: who waits until a moment of that clock

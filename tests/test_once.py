@@ -111,13 +111,13 @@ def test_a_driver_s_text_stays_one_line(driver: FakeDriver, message: str) -> Non
 
 
 def test_a_long_text_is_cut_and_says_so(driver: FakeDriver) -> None:
-    driver.set("error", message="x" * 3_000_000)
+    driver.set("error", message="x" * 900_000)
 
     code, line = told(once(driver.target))
 
     assert code == 4
     assert len(line) <= 4096
-    assert re.search(r"xxx\.\.\. \(cut, 3000\d\d\d bytes in all\)$", line)
+    assert re.search(r"xxx\.\.\. \(cut, 9000\d\d bytes in all\)$", line)
 
 
 # ---- addresses
