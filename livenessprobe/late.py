@@ -89,5 +89,5 @@ def postpone(modules: Mapping[str, Mapping[str, object]]) -> None:
 def load(name: str) -> types.ModuleType:
     """Load a module in earnest, though it may be postponed; return it."""
     if isinstance(sys.modules.get(name), Postponed):
-        del sys.modules[name]
+        sys.modules.pop(name, None)  # unless another thread was quicker
     return importlib.import_module(name)

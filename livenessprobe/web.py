@@ -29,6 +29,7 @@ _RESERVED_DESCRIPTORS = 48  # for the driver's connections, the log, the interpr
 _ACCEPTS_A_TURN = 64  # then the connections that are open have their turn
 _FULL_PAUSE_SECONDS = 0.1
 _EXHAUSTION_PAUSE_SECONDS = 0.5
+_TELL_EXHAUSTION_SECONDS = 60.0  # it may come and go with each connection
 _EVERYWHERE = ("", "0.0.0.0", "::")  # for Go, too, each of them means all addresses of both families  # noqa: S104
 
 
@@ -115,16 +116,16 @@ class Server:
         self._answers: deque[tuple[Connection, bytes]] = deque()
         self._accepting = True
         self._accept_at: float | None = None  # while not accepting: when to go on
-        self._exhausted = False
+        self._exhaustion_told = float("-inf")
         self._stops = 0
-        self._selector.register(self._woken, selectors.EVENT_READ, self._rouse)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._drain_wake_ups)
         for listener in listeners:
             self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
 
     def stop(self) -> None:
         """Make run() return, and called again drain() too; from any thread or a signal's handler."""
         self._stops += 1
-        self._rouse_up()
+        self._wake()
 
     def run(self) -> None:
         """Serve until stop(); then listen no more and drop the connections that have not sent a request."""
@@ -163,11 +164,11 @@ class Server:
         if self._accept_at is not None and now >= self._accept_at:
             self._resume_accepting()
 
-    def _rouse_up(self) -> None:
+    def _wake(self) -> None:
         with suppress(OSError):  # full: awake already; closed: nobody left to wake
             self._wake_up.send(b"\0")
 
-    def _rouse(self) -> None:
+    def _drain_wake_ups(self) -> None:
         with suppress(BlockingIOError):
             self._woken.recv(4096)
 
@@ -190,7 +191,6 @@ class Server:
                 else:
                     self._drop(dispensable)
                 return
-            self._exhausted = False
             if dispensable is not None:
                 self._drop(dispensable)
             client.setblocking(False)
@@ -217,9 +217,10 @@ class Server:
             self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
 
     def _report_exhaustion(self, error: OSError) -> None:
-        if not self._exhausted:
+        now = time.monotonic()
+        if now - self._exhaustion_told >= _TELL_EXHAUSTION_SECONDS:
             logging.getLogger(__name__).error("Cannot accept connections", {"err": error.strerror})
-        self._exhausted = True
+            self._exhaustion_told = now
 
     def _read(self, connection: Connection) -> None:
         try:
@@ -273,7 +274,7 @@ class Server:
     def _send(self, connection: Connection, answer: bytes) -> None:
         """Take an exchange's answer, from any thread."""
         self._answers.append((connection, answer))
-        self._rouse_up()
+        self._wake()
 
     def _answer(self, connection: Connection, answer: bytes) -> None:
         if connection not in self._waiting:  # it gave way
