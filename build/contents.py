@@ -90,8 +90,11 @@ nonroot:x:65532:65532:nonroot:/nonexistent:/sbin/nologin
 # All is in its place: nothing to unpack, no cache to find, nothing that the environment could change.
 START = f"""\
 #!/{INTERPRETER} -IS
+import _signal
 import sys
 
+# As PID 1 it would lose a signal that came before the program has its handlers.
+_signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM, _signal.SIGINT))
 sys.path[:] = ["/{PAYLOAD}", "/{LIBRARY}", "/{LIBRARY}/lib-dynload"]
 from image_start import main
 

@@ -7,7 +7,6 @@ limit then does nothing but read the same pages again.
 
 import _thread
 import os
-import signal
 import time
 from contextlib import suppress
 
@@ -23,8 +22,6 @@ ROUNDS, PAUSE_SECONDS = 20, 0.03  # loading what a check needs takes about as lo
 def main() -> None:
     """Run the program."""
     if memory_is_tight():
-        # They are for the main thread: delivered to another one, they would not wake it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         _thread.start_new_thread(forget_pages, ())
     program()
 

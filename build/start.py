@@ -119,6 +119,10 @@ def main():
     wrong = misfit()
     if wrong:
         fail(wrong)
+    # Until the program has its handlers: to unpack takes a moment, and Python's own end for SIGINT is a traceback.
+    from _signal import SIG_BLOCK, SIGINT, SIGTERM, pthread_sigmask
+
+    pthread_sigmask(SIG_BLOCK, (SIGTERM, SIGINT))
     archive = sys.path[0]
     for name in SWITCHES:
         if "SHIV_" + name in os.environ:

@@ -6,9 +6,11 @@ import os
 import re
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -215,6 +217,21 @@ def test_several_first_starts_at_the_same_moment(host: Host) -> None:
     assert all(VERSION.fullmatch(out) for (out, _), _ in outputs), outputs
     assert {(err, code) for (_, err), code in outputs} == {("", 0)}
     assert len(list(host.cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_unpacks_ends_it_like_any_other(host: Host, number: signal.Signals) -> None:
+    env = {"PATH": os.environ["PATH"], "SHIV_ROOT": str(host.cache)}
+    start = subprocess.Popen([FILE, "--health-port=0"], env=env, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 20
+    while not host.cache.exists() or not list(host.cache.iterdir()):
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    start.send_signal(number)
+    _, errors = start.communicate(timeout=60)
+
+    assert start.returncode == 0, errors
+    assert all(re.match(r"[IWE]\d{4} ", line) for line in errors.splitlines()), errors
 
 
 def test_what_a_killed_first_start_left_is_made_whole(host: Host) -> None:
