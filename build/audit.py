@@ -48,7 +48,7 @@ def main() -> None:
         lines = look_up(HERE / name, service)
         if lines is None:
             print(f"audit: NOT AUDITED, {name} and what follows: {service} cannot be had from here")
-            return
+            break
         print("\n".join(lines))
         found = found or len(lines) > 1
     sys.exit(found)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import audit
@@ -32,8 +33,8 @@ FOUND = {
 
 
 @contextlib.contextmanager
-def database(status: int, vulnerable: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Its address, and the packages that it was asked for."""
+def database(status: int, vulnerable: str = "", most: int = 1_000_000) -> Iterator[tuple[str, list[str]]]:
+    """Its address, and the packages that it was asked for; after most of them it is overloaded."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -41,7 +42,7 @@ def database(status: int, vulnerable: str = "") -> Iterator[tuple[str, list[str]
             query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append(query["package"]["name"])
             body = json.dumps({"vulns": [FOUND]} if asked[-1] == vulnerable else {}).encode()
-            self.send_response(status)
+            self.send_response(status if len(asked) <= most else HTTPStatus.SERVICE_UNAVAILABLE)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -91,6 +92,14 @@ def test_without_the_database_that_is_said_and_nothing_fails(status: int) -> Non
     assert done.stdout == (
         f"audit: NOT AUDITED, requirements.lock and what follows: {service} cannot be had from here\n"
     )
+
+
+def test_what_was_found_before_the_database_went_away_fails() -> None:
+    with database(200, "grpcio", most=4) as (service, _):
+        done = run(service)
+    assert "requirements.lock: 4 packages, known vulnerabilities: 1" in done.stdout
+    assert "NOT AUDITED, requirements-dev.lock and what follows" in done.stdout
+    assert done.returncode == 1
 
 
 def test_a_lock_file_that_cannot_be_read_is_a_failure(folder: Path) -> None:
