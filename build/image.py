@@ -73,14 +73,26 @@ def build_image() -> str:
 
 
 def git(*arguments: str) -> str:
-    """What git says; nothing where this is no clone."""
-    done = subprocess.run(["git", "-C", ROOT, *arguments], check=False, capture_output=True, text=True)
+    """What git says; nothing where this is no clone, or what was asked for is not set."""
+    if not (ROOT / ".git").exists():
+        return ""
+    try:
+        # Whose clone it is does not matter: who builds runs its code anyway.
+        command = ["git", "-C", str(ROOT), "-c", f"safe.directory={ROOT}", *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except FileNotFoundError:
+        sys.exit("livenessprobe: this is a clone, and there is no git here: apt-get install git")
+    if done.returncode > 1:
+        sys.exit(f"livenessprobe: git {arguments[0]} failed: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
 def build_time() -> int:
     """Seconds since 1970: the time that everything in the image has, of the last commit unless one is set."""
-    return int(os.environ.get("SOURCE_DATE_EPOCH") or git("log", "-1", "--format=%ct") or 315532800)
+    seconds = os.environ.get("SOURCE_DATE_EPOCH") or git("log", "-1", "--format=%ct") or "315532800"
+    if not seconds.isdecimal():
+        sys.exit(f"livenessprobe: SOURCE_DATE_EPOCH={seconds}: write a number of seconds since 1970")
+    return int(seconds)
 
 
 def labels(seconds: int) -> dict[str, str]:
@@ -112,9 +124,12 @@ def run_builder(architecture: str, seconds: int, more_labels: Sequence[str]) -> 
         options += [f"--label={name}={value}" for name, value in labels(seconds).items()]
         options += [f"--label={label}" for label in more_labels]
         # Not from its cache: the newest packages that there are.
-        docker("build", "--no-cache", f"--iidfile={written}", f"--file={DOCKERFILE}", *options, ROOT)
-        # The old builder leaves what it built in, half a gigabyte each time.
-        docker("image", "prune", "--force", f"--filter=label={mark}", check=False)
+        options += ["--no-cache", "--force-rm", f"--iidfile={written}", f"--file={DOCKERFILE}"]
+        try:
+            docker("build", *options, ROOT)
+        finally:
+            # The old builder leaves what it built in, half a gigabyte each time.
+            docker("image", "prune", "--force", f"--filter=label={mark}", check=False)
         return written.read_text()
 
 
@@ -183,6 +198,8 @@ def main() -> None:
     parser.add_argument("tag", help="REGISTRY/NAME:TAG")
     options = parser.parse_args()
     platform = options.platform or engine_platform()
+    if platform not in pyz.PLATFORMS:
+        sys.exit(f"livenessprobe: the engine is {platform}: choose PLATFORM={' or '.join(pyz.PLATFORMS)}")
     archive = build(platform, options.tag, ROOT / "bin")
     contents = sbom.list_content(archive)
     print(f"{options.tag} for {platform}: {archive.relative_to(ROOT)}, {contents.relative_to(ROOT)}")
