@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DOCKER = os.environ.get("DOCKER") or "docker"
 TIMES = 10
+START_SECONDS = 20.0
 
 # Titles, units, and what SPEC allows.
 BUDGETS = {
@@ -90,7 +91,12 @@ class Starts:
 
     def of(self, pid: int) -> float:
         """When a process last called execve."""
+        end = time.monotonic() + START_SECONDS
         while pid not in self._times:
+            if time.monotonic() > end:
+                sys.exit(
+                    "image-budget: the kernel does not tell when processes start: not root, or a container?"
+                )
             time.sleep(0.001)
         return self._times[pid]
 
@@ -114,11 +120,13 @@ def start(image: str, driver: Driver, starts: Starts) -> dict[str, float]:
     ).decode().strip()  # fmt: skip
     try:
         found: dict[str, float] = {}
-        poll = threading.Thread(target=_poll, args=(port, found))
+        poll = threading.Thread(target=_poll, args=(port, found), daemon=True)
         poll.start()
         docker("start", container)
         pid = int(docker("inspect", "--format={{.State.Pid}}", container))
-        poll.join()
+        poll.join(START_SECONDS)
+        if "first ok" not in found:
+            sys.exit(f"image-budget: no ok from {image} within {START_SECONDS:.0f} s")
         began = starts.of(pid)
     finally:
         docker("rm", "--force", container)

@@ -151,7 +151,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--program", default="bin/livenessprobe", help="a command with the program's flags")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the flood lasts; default: 60")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not arguments.seconds > 0:
+        parser.error(f"--seconds={arguments.seconds:g}: must be more than 0")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -85,7 +85,10 @@ ROWS = (
     Row("CPU a check: of the driver, in a burst", "ms", "driver", digits=3),
     Row("CPU a check: of the client, in a burst", "ms", "client", digits=3),
 )
-LEGEND = "Medians. A budget (in brackets: the goal) is the most allowed; 1x: as much as the reference."
+LEGEND = (
+    "Medians; memory, threads, wake-ups and storm are taken once. A budget (in brackets: the goal) is the most allowed;"
+    " 1x: as much as the reference."
+)
 # What must not grow with the machine's processors, and by how much it may seem to.
 INDEPENDENT = ("cadence", "burst", "resident after 2,000", "anonymous after 2,000", "threads after 2,000")
 INDEPENDENCE = Budget(1.1, ratio=True)

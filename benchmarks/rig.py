@@ -172,8 +172,14 @@ class Running:
 def scratch() -> Iterator[Path]:
     """A folder for one run, gone afterwards, as are all processes: also where a signal ends the run."""
     signal.signal(signal.SIGTERM, _end)
-    with tempfile.TemporaryDirectory(prefix="bench") as folder:
-        yield Path(folder)
+    try:
+        # A socket's path has to be short.
+        with tempfile.TemporaryDirectory(prefix="bench", dir="/tmp") as folder:
+            yield Path(folder)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _free_port() -> int:
