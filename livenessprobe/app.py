@@ -36,12 +36,16 @@ def serve(config: Config) -> Exit:
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
         signal.signal(number, lambda *_: server.stop())
+    # A handler runs when the server is awake, and a signal that comes just before it waits does not end the wait.
+    signal.set_wakeup_fd(server.wake_up.fileno(), warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     service.start(server.stop)
     server.run()
     _logger.info("Stopping")
     service.close()
     server.drain(DRAIN_SECONDS)
+    signal.set_wakeup_fd(-1)
+    server.close()
     return service.exit
 
 

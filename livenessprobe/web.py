@@ -105,8 +105,9 @@ class Server:
         self._listeners = listeners
         self._most = max(8, min(most, _descriptors(most + _RESERVED_DESCRIPTORS) - _RESERVED_DESCRIPTORS))
         self._selector = selectors.DefaultSelector()
-        self._wake_up, self._woken = socket.socketpair()
-        self._wake_up.setblocking(False)
+        self.wake_up, self._woken = socket.socketpair()
+        """What is written into it ends a wait: for signal.set_wakeup_fd()."""
+        self.wake_up.setblocking(False)
         self._woken.setblocking(False)
         # Dicts as ordered sets; the deadlines within one grow, so the first is the next to expire.
         self._reading: dict[Connection, None] = {}
@@ -144,8 +145,11 @@ class Server:
             self._turn(deadline)
         for connection in [*self._waiting, *self._leaving]:
             self._drop(connection)
+
+    def close(self) -> None:
+        """Give back what is left after drain()."""
         self._selector.close()
-        self._wake_up.close()
+        self.wake_up.close()
         self._woken.close()
 
     def _turn(self, deadline: float | None) -> None:
@@ -166,7 +170,7 @@ class Server:
 
     def _wake(self) -> None:
         with suppress(OSError):  # full: awake already; closed: nobody left to wake
-            self._wake_up.send(b"\0")
+            self.wake_up.send(b"\0")
 
     def _drain_wake_ups(self) -> None:
         with suppress(BlockingIOError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -469,3 +470,17 @@ def test_a_log_that_takes_nothing_does_not_stop_the_service(
     finally:
         os.close(descriptor)
         close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_does_not_end_the_wait_itself_stops_it_too(
+    probe: program.Probe, number: signal.Signals
+) -> None:
+    """Given to another thread it comes as one does that arrives just before the main thread waits."""
+    assert probe.get("/nothing").status == 404
+    tgkill = ctypes.CDLL(None, use_errno=True).tgkill
+    main, checks, *_ = sorted(int(task.name) for task in Path(f"/proc/{probe.pid}/task").iterdir())
+    assert main == probe.pid
+    assert tgkill(probe.pid, checks, number) == 0
+
+    assert probe.wait() == 0

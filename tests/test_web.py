@@ -49,6 +49,7 @@ class Serving:
     def _run(self) -> None:
         self.server.run()
         self.server.drain(self.drain_seconds)
+        self.server.close()
 
     def connect(self, sent: bytes = b"") -> socket.socket:
         """A connection on which `sent` was sent; closed at the end of the test at the latest."""
