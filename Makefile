@@ -68,7 +68,7 @@ base-image:  ## make the image to build in, by debootstrap, where debian:trixie-
 	build/base.sh livenessprobe-base:trixie
 
 image-budget: .venv/done  ## measure the image, beside another image or program (REFERENCE=path-or-image)
-	$(python) benchmarks/image_budget.py $(REGISTRY)/$(IMAGE):$(TAG) $(REFERENCE)
+	$(python) benchmarks/image_budget.py $(REGISTRY)/$(IMAGE):$(TAG) $(if $(REFERENCE),'$(REFERENCE)')
 
 bench: .venv/done bin/livenessprobe  ## measure the program and its budgets (REFERENCE=path BLOCKS=8, which is quick, CPUS=192)
 	@$(python) benchmarks/bench.py --program '$(PROGRAM)' --reference '$(REFERENCE)' --blocks $(BLOCKS) --cpus $(CPUS)
@@ -83,7 +83,7 @@ torture: .venv/done bin/livenessprobe  ## run random lives of the driver, and ra
 	@$(python) tests/torture.py --minutes $(MINUTES) --seed '$(SEED)'
 
 check-manifest: .venv/done  ## say what would change where this takes the reference's place in a manifest (FILE=path, or - for standard input)
-	@$(python) deploy/migration/check_manifest.py --image $(REGISTRY)/$(IMAGE):$(TAG) $(FILE)
+	@$(python) deploy/migration/check_manifest.py --image $(REGISTRY)/$(IMAGE):$(TAG) $(if $(FILE),'$(FILE)')
 
 dashboard: .venv/done bin/livenessprobe  ## draw docs/dashboard.svg: what the Grafana dashboard shows of a recorded run, by a real Prometheus
 	$(python) tests/monitored.py docs/dashboard.svg

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,7 +16,7 @@ import manifest
 import program
 import pytest
 import yaml
-from check_manifest import is_sidecar
+import yaml_nodes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sidecar import ADVISED_MEMORY, HEALTH_PATHS, LEAST_MEMORY, PROGRAM, Finding, Kind, check
@@ -43,10 +44,7 @@ def script(*arguments: str | Path, stdin: str | bytes = "") -> subprocess.Comple
 # ---- the argument lists of the field
 
 SIDECARS = {
-    pod.name: (pod, container)
-    for pod in manifest.pods(FIELD.read_text())
-    for container in pod.containers
-    if is_sidecar(container)
+    pod.name: (pod, container) for pod in manifest.pods(FIELD.read_text()) for container in pod.containers
 }
 FINDINGS = {name: list(check(*sidecar)) for name, sidecar in SIDECARS.items()}
 ACCEPTED = [name for name, found in FINDINGS.items() if Kind.ACCEPTED in {each.kind for each in found}]
@@ -171,7 +169,12 @@ LIMIT = "spec.containers.1.resources.limits.memory"
 HTTP_GET = "spec.containers.0.livenessProbe.httpGet"
 TIMEOUT = "spec.containers.0.livenessProbe.timeoutSeconds"
 SECURITY = "spec.containers.1.securityContext"
+OWN = "spec.containers.1."
 A = "--csi-address=/csi/csi.sock"
+BOTH = [A, "--http-endpoint=:9808"]
+ELSEWHERE = {"name": "ELSEWHERE", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+ASK_HEALTH = {"httpGet": {"path": "/healthz", "port": 9808}, "timeoutSeconds": 3}
+ASK_METRICS = {"httpGet": {"path": "/metrics", "port": 9808}}
 
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
@@ -187,8 +190,12 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
 
 def found_in(changes: dict[str, Any]) -> list[Finding]:
     [pod] = manifest.pods(yaml.safe_dump(changed(changes)))
-    [sidecar] = filter(is_sidecar, pod.containers)
+    [sidecar] = pod.containers
     return list(check(pod, sidecar))
+
+
+def findings_of(kind: Kind, found: list[Finding]) -> list[str]:
+    return [each.text for each in found if each.kind is kind]
 
 
 RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
@@ -203,29 +210,20 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
     "windows, a label": ({"spec.nodeSelector": {"kubernetes.io/os": "windows"}}, (Kind.BREAKS, "Windows")),
     "windows, a field": ({"spec.os": {"name": "windows"}}, (Kind.BREAKS, "Windows")),
     "windows, a program": ({COMMAND: ["livenessprobe.exe"]}, (Kind.BREAKS, "Windows")),
-    "unknown here": (
-        {ARGS: [A, "--health-port=$(PORT)"], "spec.containers.1.env": [{"name": "PORT", "valueFrom": {}}]},
-        (Kind.UNKNOWN, "--health-port=$(PORT)"),
-    ),
     "help": ({ARGS: ["--help"]}, (Kind.BREAKS, "usage")),
     "version": ({ARGS: [A, "--version"]}, (Kind.BREAKS, "version")),
     "once": ({ARGS: [A, "--once"]}, (Kind.BREAKS, "--once ends")),
-    "of CSI 0.x": ({IMAGE: "registry.example/livenessprobe:v0.4.1"}, (Kind.BREAKS, "CSI 0.x")),
-    "of v1.0": ({IMAGE: "registry.example/livenessprobe:v1.0.2"}, (Kind.CHANGES, "--connection-timeout, 30s")),
     "of v2.16": ({IMAGE: "registry.example/livenessprobe:v2.16.0"}, (Kind.CHANGES, "was 1s")),
     "of v2.16, timeout given": (
         {IMAGE: "registry.example/livenessprobe:v2.16.0", ARGS: [A, "--probe-timeout=2s"]},
         None,
     ),
-    "of v1.1, with what had no effect": (
-        {
-            IMAGE: "registry.example/livenessprobe:v1.1.0",
-            ARGS: [A, "--connection-timeout=2s", "--probe-timeout=3s"],
-        },
-        (Kind.CHANGES, "--connection-timeout had no effect"),
-    ),
     "one port for two": ({ARGS: [A, "--metrics-address=:9808"]}, (Kind.BREAKS, "address already in use")),
     "two ports": ({ARGS: [A, "--metrics-address=:9809"]}, None),
+    "two ports of the system": (
+        {ARGS: [A, "--health-port=0", "--metrics-address=:0"], HTTP_GET: None},
+        (Kind.ADVICE, "nobody hears"),
+    ),
     "the default port on the host": ({"spec.hostNetwork": True}, (Kind.ADVICE, "every driver's default")),
     "a port without a name": ({HTTP_GET + ".port": "health"}, (Kind.BREAKS, "asks port health")),
     "a port that nobody serves": ({HTTP_GET + ".port": 9898}, (Kind.BREAKS, "asks port 9898, not 9808")),
@@ -254,15 +252,35 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
     ),
     "the node's loopback": ({HTTP_GET + ".host": "127.0.0.1"}, (Kind.BREAKS, "remove host")),
     "an impatient kubelet": ({TIMEOUT: None}, (Kind.ADVICE, "ends after 1s, a check may take 3s: write timeoutSeconds: 3")),
-    "a probe of the sidecar": (
-        {"spec.containers.1.livenessProbe": {"httpGet": {"path": "/healthz", "port": 9808}, "timeoutSeconds": 3}},
-        (Kind.ADVICE, "restarts this container"),
+    "a livenessProbe of the sidecar": ({OWN + "livenessProbe": ASK_HEALTH}, (Kind.ADVICE, "restarts this container")),
+    "a startupProbe of the sidecar": ({OWN + "startupProbe": ASK_HEALTH}, (Kind.ADVICE, "restarts this container")),
+    "a readinessProbe of the sidecar": ({OWN + "readinessProbe": ASK_HEALTH}, None),
+    "a probe of the metrics": ({ARGS: BOTH, OWN + "readinessProbe": ASK_METRICS}, None),
+    "a livenessProbe of the metrics": ({ARGS: BOTH, OWN + "livenessProbe": ASK_METRICS}, None),
+    "a probe of the metrics, elsewhere": (
+        {ARGS: [*BOTH, "--metrics-path=/m"], OWN + "readinessProbe": ASK_METRICS | {"timeoutSeconds": 3}},
+        (Kind.BREAKS, "asks /metrics, which is 404"),
+    ),
+    "a probe of the metrics, where there are none": (
+        {OWN + "readinessProbe": ASK_METRICS | {"timeoutSeconds": 3}},
+        (Kind.BREAKS, "asks /metrics, which is 404"),
+    ),
+    "a probe of the metrics alone": ({ARGS: BOTH, HTTP_GET + ".path": "/metrics"}, (Kind.ADVICE, "nobody hears")),
+    "a probe of the metrics beside a wrong one": (
+        {ARGS: BOTH, OWN + "readinessProbe": ASK_METRICS, HTTP_GET + ".port": 9898},
+        (Kind.BREAKS, "asks port 9898, not 9808"),
     ),
     "no volume": ({"spec.containers.1.volumeMounts": []}, (Kind.BREAKS, "no volume is mounted")),
     "not a socket": ({ARGS: ["--csi-address=dns:///driver:10000"]}, None),
     "too little memory": ({LIMIT: "20Mi"}, (Kind.BREAKS, "memory limit of 20Mi")),
     "little memory": ({LIMIT: "40000k"}, (Kind.ADVICE, "38.147Mi is enough")),
     "memory without limit": ({"spec.containers.1.resources": {}}, None),
+    "memory with the limit 0, which is none": ({LIMIT: 0}, None),
+    "memory with a sign": ({LIMIT: "+1Gi"}, None),
+    "memory of a few thousandths": ({LIMIT: "32000000000m"}, (Kind.BREAKS, "memory limit of 30.5176Mi")),
+    "memory as an exponent": ({LIMIT: "3.2E+7"}, (Kind.BREAKS, "memory limit of 30.5176Mi")),
+    "memory without end": ({LIMIT: "1Pi", "spec.containers.1.resources.requests.memory": ".5E"}, None),
+    "nothing requested": ({"spec.containers.1.resources": {"requests": {"memory": "0"}}}, None),
     "little requested": (
         {"spec.containers.1.resources": {"requests": {"memory": "20Mi"}}},
         (Kind.ADVICE, "more than the 20Mi requested"),
@@ -299,6 +317,42 @@ def test_rule(rule: str) -> None:
     assert len(found) == 1
 
 
+NOT_READY = (
+    Kind.CHANGES,
+    "/healthz was 200 for a driver that is not ready, and is 500, which restarts it; /livez keeps 200",
+)
+CUT = (Kind.CHANGES, "/healthz cut the connection for a driver that is not ready, and is 500; /livez is 200")
+ONE_SECOND = (Kind.CHANGES, "--probe-timeout was 1s where it was not given, and is 3s")
+NO_EFFECT = (Kind.CHANGES, "--connection-timeout had no effect; now a check waits so long for the socket")
+
+
+def could_take(connection: str, probe: str) -> tuple[Kind, str]:
+    text = f"a check could take --connection-timeout, {connection}; now it takes --probe-timeout, {probe}, at most"
+    return Kind.CHANGES, text
+
+
+@pytest.mark.parametrize(
+    ("release", "arguments", "expected"),
+    [
+        ("v0.4.1", [], [(Kind.BREAKS, "releases before v1.0 probe drivers of CSI 0.x; this program calls csi.v1.Identity"), NOT_READY]),
+        ("v1.0.2", [], [could_take("30s", "3s"), NOT_READY]),
+        ("v1.0.2", ["--connection-timeout=1m", "--probe-timeout=2.5s"], [could_take("60s", "2.5s"), NOT_READY]),
+        ("v1.0.2", ["--connection-timeout=$(ELSEWHERE)"], [NOT_READY]),
+        ("v1.1.0", [], [ONE_SECOND, CUT]),
+        ("v1.1.0", ["--connection-timeout=2s", "--probe-timeout=3s"], [NO_EFFECT, CUT]),
+        ("v1.1.0", ["--connection-timeout=$(ELSEWHERE)", "--probe-timeout=$(ELSEWHERE)"], [NO_EFFECT, CUT]),
+        ("v2.0.0", [], [ONE_SECOND]),
+        ("v2.16.0", [], [ONE_SECOND]),
+        ("v2.17.0", [], []),
+    ],
+)  # fmt: skip
+def test_what_a_release_did(release: str, arguments: list[str], expected: list[tuple[Kind, str]]) -> None:
+    image = f"registry.example/livenessprobe:{release}"
+    found = found_in({IMAGE: image, ARGS: [A, *arguments], OWN + "env": [ELSEWHERE]})
+
+    assert [(each.kind, each.text) for each in found if each.kind in (Kind.BREAKS, Kind.CHANGES)] == expected
+
+
 def test_init_containers() -> None:
     sidecar = GOOD["spec"]["containers"][1]
     driver = GOOD["spec"]["containers"][0]
@@ -312,6 +366,16 @@ def test_init_containers() -> None:
     ]
     assert broken({"restartPolicy": "Always"}) == []
     assert broken({"args": [A, "--once"]}) == []
+    assert broken({"args": [A, "--once=$(ELSEWHERE)"], "env": [ELSEWHERE]}) == []
+
+
+def test_a_driver_among_the_init_containers() -> None:
+    driver, sidecar = GOOD["spec"]["containers"]
+    found = found_in(
+        {"spec.initContainers": [driver | {"restartPolicy": "Always"}], "spec.containers": [sidecar]}
+    )
+
+    assert {each.kind for each in found} == {Kind.ACCEPTED, Kind.SERVES}
 
 
 @pytest.mark.parametrize(
@@ -337,6 +401,137 @@ def test_memory_is_that_of_the_documentation() -> None:
     assert re.search(rf"request {LEAST_MEMORY} MiB\s+and limit to {ADVISED_MEMORY}\b", page)
 
 
+# ---- flags whose values are elsewhere
+
+# What the rules find by the defaults: no socket, and another port than the one that is asked.
+WRONG: dict[str, Any] = {OWN + "env": [ELSEWHERE], OWN + "volumeMounts": [], HTTP_GET + ".port": 9898}
+SOCKET, PORT = "no volume is mounted where the socket /run/csi/socket is to be", "asks port 9898, not 9808"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "judged"),
+    [
+        (["--csi-address=$(ELSEWHERE)"], {PORT}),
+        (["-csi-address", "$(ELSEWHERE)"], {PORT}),
+        (["--http-endpoint=$(ELSEWHERE):9898"], {SOCKET}),
+        (["--health-port=$(ELSEWHERE)"], {SOCKET}),
+        (["--metrics-address=$(ELSEWHERE):9809"], {SOCKET}),
+        (["--csi-address=$(ELSEWHERE)", "--http-endpoint=$(ELSEWHERE):9898"], set()),
+        (["--v=$(ELSEWHERE)"], {SOCKET, PORT}),
+        (["$(ELSEWHERE)"], set()),
+        (["--$(ELSEWHERE)=1"], set()),
+    ],
+)
+def test_no_default_is_judged_whose_value_is_elsewhere(arguments: list[str], judged: set[str]) -> None:
+    found = found_in(WRONG | {ARGS: arguments})
+
+    told = [
+        text.partition(": the variable's value is not in this file")[0]
+        for text in findings_of(Kind.UNKNOWN, found)
+    ]
+    assert " ".join(told) == " ".join(arguments)
+    assert findings_of(Kind.ACCEPTED, found) == ["no arguments (without the unknown)"]
+    assert bool(findings_of(Kind.SERVES, found)) == (PORT in judged)
+    broken = findings_of(Kind.BREAKS, found)
+    assert {rule for rule in (SOCKET, PORT) if any(rule in text for text in broken)} == judged
+    assert len(broken) == len(judged)
+
+
+def test_a_timeout_that_is_elsewhere_is_not_compared() -> None:
+    arguments = [A, "--probe-timeout=$(ELSEWHERE)"]
+
+    found = found_in({ARGS: arguments, OWN + "env": [ELSEWHERE], TIMEOUT: None})
+
+    assert not findings_of(Kind.ADVICE, found)
+
+
+# ---- two sidecars of one pod
+
+
+def of_two(*arguments: list[str]) -> list[list[Finding]]:
+    """What is found of two sidecars with these arguments; the driver's probe asks port 9808."""
+    driver, sidecar = GOOD["spec"]["containers"]
+    named = [
+        sidecar | {"name": f"liveness-{number}", "args": [A, *each], "env": [ELSEWHERE]}
+        for number, each in enumerate(arguments)
+    ]
+    [pod] = manifest.pods(yaml.safe_dump(changed({"spec.containers": [driver, *named]})))
+    return [list(check(pod, each)) for each in pod.containers]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ports"),
+    [
+        ([], [], [9808]),
+        ([], ["--health-port=9809"], []),
+        ([], ["--http-endpoint=127.0.0.1:9808"], [9808]),
+        (["--http-endpoint=[::1]:9808"], ["--http-endpoint=0.0.0.0:9808"], [9808]),
+        (["--http-endpoint=localhost:9808"], ["--http-endpoint=127.0.0.1:9808"], [9808]),
+        (["--http-endpoint=127.0.0.1:9808"], ["--http-endpoint=[::1]:9808"], []),
+        (["--http-endpoint=10.0.0.1:9808"], ["--http-endpoint=127.0.0.1:9808"], []),
+        (["--metrics-address=:9810"], ["--health-port=9810"], [9810]),
+        (["--metrics-address=:9810"], ["--metrics-address=:9810"], [9808, 9810]),
+        (["--health-port=0"], ["--health-port=0"], []),
+        ([], ["--once"], []),
+        (["--once"], [], []),
+        (["--health-port=$(ELSEWHERE)"], [], []),
+        (["--no-such-flag"], [], []),
+        (["--version"], [], []),
+    ],
+)  # fmt: skip
+def test_two_sidecars_cannot_have_one_port(first: list[str], second: list[str], ports: list[int]) -> None:
+    found = of_two(first, second)
+
+    expected = [
+        f"liveness-0 listens on port {port} of this pod too: address already in use" for port in ports
+    ]
+    collisions = [
+        [text for text in findings_of(Kind.BREAKS, each) if "address already in use" in text]
+        for each in found
+    ]
+    assert collisions == [[], expected]
+
+
+def test_an_init_container_is_over_when_the_others_serve() -> None:
+    init = {**GOOD["spec"]["containers"][1], "name": "before"}
+
+    def collisions(init: dict[str, Any]) -> list[str]:
+        [pod] = manifest.pods(yaml.safe_dump(changed({"spec.initContainers": [init]})))
+        assert [each.name for each in pod.containers] == ["before", "liveness-probe"]
+        return [
+            text for text in findings_of(Kind.BREAKS, list(check(pod, pod.containers[1]))) if "in use" in text
+        ]
+
+    assert collisions(init) == []
+    assert len(collisions(init | {"restartPolicy": "Always"})) == 1
+
+
+def test_a_probe_that_asks_the_other_sidecar_is_right() -> None:
+    _, second = of_two([], ["--health-port=9809"])
+    assert findings_of(Kind.BREAKS, second) == []
+    assert findings_of(Kind.ADVICE, second) == [
+        "no HTTP probe of the pod asks port 9809 for health: nobody hears the verdict"
+    ]
+
+    _, second = of_two(["--health-port=$(ELSEWHERE)"], ["--health-port=9809"])
+    assert findings_of(Kind.BREAKS, second) == []
+
+    _, second = of_two(["--health-port=9810"], ["--health-port=9809"])
+    assert findings_of(Kind.BREAKS, second) == ["the livenessProbe of driver asks port 9808, not 9809"]
+
+
+def test_two_sidecars_on_one_port_do_not_both_start(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
+    port = program.free_port()
+    arguments = [f"--csi-address={driver.target}", f"--http-endpoint=127.0.0.1:{port}"]
+    first = probe_factory(arguments[0], f"--health-port={port}")
+
+    second = program.run_once(arguments)
+
+    assert second.returncode == 1
+    assert "address already in use" in second.stderr
+    assert first.get().status == 200
+
+
 # ---- which containers, in which objects
 
 
@@ -353,13 +548,13 @@ def test_memory_is_that_of_the_documentation() -> None:
         ({"image": "registry.example/cephcsi", "name": "liveness-prometheus", "args": ["--type=liveness"]}, False),
         ({"image": "registry.example/provisioner", "name": "p", "args": ["--csi-address=/csi/csi.sock"]}, False),
         ({"image": "registry.example/livenessprobe/tools:1"}, False),
+        ({"image": "any", "command": ["cp", "/livenessprobe"]}, False),
     ],
 )  # fmt: skip
 def test_which_containers(container: dict[str, Any], found: bool) -> None:
     document = {"kind": "Pod", "spec": {"containers": [container]}}
-    [pod] = manifest.pods(yaml.safe_dump(document))
 
-    assert [is_sidecar(each) for each in pod.containers] == [found]
+    assert [len(pod.containers) for pod in manifest.pods(yaml.safe_dump(document))] == [1] * found
 
 
 POD = {"spec": GOOD["spec"]}
@@ -372,6 +567,9 @@ OBJECTS: dict[str, tuple[dict[str, Any], str]] = {
     "PodTemplate": ({"template": POD}, "PodTemplate"),
     "List": ({"items": [GOOD, {"kind": "ConfigMap", "data": {"a": "{{ b }}"}}]}, "Pod csi"),
     "DaemonSetList": ({"items": [{"kind": "DaemonSet", "spec": {"template": POD}}]}, "DaemonSet"),
+    # As the API answers.
+    "PodList": ({"items": [POD]}, "Pod"),
+    "CronJobList": ({"items": [{"spec": {"jobTemplate": {"spec": {"template": POD}}}}]}, "CronJob"),
 }
 
 
@@ -383,7 +581,57 @@ def test_finds_the_pods_of(kind: str) -> None:
     found = manifest.pods("\n".join(others) + yaml.safe_dump({"kind": kind, **body}))
 
     assert [pod.name for pod in found] == [name]
-    assert len(found[0].containers) == 2
+    assert [each.name for each in found[0].containers] == ["liveness-probe"]
+
+
+def app(**container: Any) -> dict[str, Any]:
+    return {"spec": {"containers": [{"name": "app", "image": "registry.example/app", **container}]}}
+
+
+UNRELATED: dict[str, dict[str, Any]] = {
+    "a template of its own": app(args=["--format={{.Names}}"], command=["app", "{{ a }}"]),
+    "an odd quantity": app(resources={"limits": {"memory": "lots"}}),
+    "no strings": app(args=[5], env=[{"name": 5, "value": 5}]),
+    "odd flags": app(securityContext={"privileged": "yes"}, livenessProbe="yes", volumeMounts={}),
+    "an odd pod": {"spec": {**app()["spec"], "hostNetwork": 1, "os": "linux", "nodeSelector": [], "securityContext": 1}},
+    "an odd container": {"spec": {"containers": ["hello"], "initContainers": [None]}},
+    "an image in parts": {"spec": {"containers": [{"image": {"repository": "app"}, "name": 5, "command": 5, "args": {}}]}},
+    "no list of containers": {"spec": {"containers": {"app": {}}, "initContainers": "none"}},
+    "no pod": {"spec": "hello"},
+    "nothing": {"spec": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("other", UNRELATED)
+def test_what_others_have_is_no_error(other: str) -> None:
+    of_others = [
+        {"kind": kind, "metadata": {"name": "other"}, "spec": {"template": UNRELATED[other]}}
+        for kind in ("Deployment", "Anything")
+    ]
+    listed = {"kind": "List", "items": [*of_others, {"kind": "Pod"} | UNRELATED[other], "hello", None, GOOD]}
+
+    done = script("-", stdin=yaml.safe_dump(listed))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Pod csi, container liveness-probe\n")
+    assert done.stdout.count(", container ") == 1
+
+
+def test_a_container_beside_the_sidecar_is_read_for_its_probes_alone() -> None:
+    driver = GOOD["spec"]["containers"][0]
+    odd = driver | {"args": ["{{ a }}", 5], "resources": {"limits": {"memory": "lots"}}}
+
+    assert found_in({"spec.containers.0": odd}) == found_in({})
+
+
+def test_text_that_yaml_would_read_as_something_else() -> None:
+    config_map = "kind: ConfigMap\ndata: {a: =, b: 2026-99-99, c: 2026-10-11, <<: {d: <<}}\n"
+
+    done = script("-", stdin=f"{config_map}---\n{yaml.safe_dump(GOOD)}")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    [read] = yaml_nodes.documents(config_map)
+    assert read["data"].value == {"a": "=", "b": "2026-99-99", "c": "2026-10-11", "d": "<<"}
 
 
 def test_variables_are_replaced_as_the_kubelet_does() -> None:
@@ -405,17 +653,19 @@ def test_variables_are_replaced_as_the_kubelet_does() -> None:
         "$(NODE)",
         "-b=$(BOTH)",
         "c",
+        "-d=e",
+        "$(NODE)",
     ]
-    container = {"name": "x", "image": "x", "env": variables, "args": arguments}
+    container = {"name": "x", "image": "livenessprobe", "env": variables, "args": arguments}
 
     def expanded(more: dict[str, Any]) -> manifest.Container:
         document = {"kind": "Pod", "spec": {"containers": [container | more]}}
         return manifest.pods(yaml.safe_dump(document))[0].containers[0]
 
-    assert expanded({}).args == ("/csi/csi.sock", "ab", "$(DIR)", "$(NONE)", "$(DIR", "$", "c")
-    assert expanded({}).unknown == ("-a $(NODE)", "-b=$(BOTH)")
+    assert expanded({}).args == ("/csi/csi.sock", "ab", "$(DIR)", "$(NONE)", "$(DIR", "$", "c", "-d=e")
+    assert expanded({}).unknown == ("-a $(NODE)", "-b=$(BOTH)", "$(NODE)")
     # With more variables elsewhere, an undefined one may be there.
-    assert expanded({"envFrom": [{"configMapRef": {"name": "y"}}]}).unknown[0] == "$(DIR) $(NONE)"
+    assert expanded({"envFrom": [{"configMapRef": {"name": "y"}}]}).unknown[0] == "$(NONE)"
 
 
 # ---- files that are none, exit codes
@@ -432,13 +682,15 @@ def test_variables_are_replaced_as_the_kubelet_does() -> None:
         ("- kind: Pod", "a document: not a mapping: "),
         ("a: b", "not a Kubernetes object: it has no kind"),
         ("kind: [Pod]", "kind: not a string: ['Pod']"),
-        ("kind: Pod\nspec: {containers: {}}", "spec.containers: not a list: {}"),
-        ("kind: Pod\nspec: {containers: [{args: [5]}]}", "spec.containers[0].args[0]: not a string: 5"),
-        ("kind: Pod\nspec: {hostNetwork: 1}", "spec.hostNetwork: not true or false: 1"),
-        ("kind: Pod\nspec: {securityContext: {runAsUser: true}, containers: [{}]}", "spec.securityContext.runAsUser: not a whole number: True"),
-        ("kind: Pod\nspec: {containers: [{resources: {limits: {memory: lots}}}]}", "spec.containers[0].resources.limits.memory: not a quantity: 'lots'"),
-        ("kind: Pod\nspec: &a [*a]", "spec: not a mapping: "),
-        ("kind: Pod\na: 2026-99-99", "not YAML: month must be in 1..12"),
+        ("kind: Pod\nspec: {containers: [{image: livenessprobe, command: /livenessprobe}]}", "spec.containers[0].command: not a list: '/livenessprobe'"),
+        ("kind: Pod\nspec: {containers: [{image: livenessprobe, args: [5]}]}", "spec.containers[0].args[0]: not a string: 5"),
+        ("kind: Pod\nspec: {containers: [{image: livenessprobe, args: ['{{ a }}']}]}", "spec.containers[0].args[0]: a template, not a manifest: "),
+        ("kind: Pod\nspec: {hostNetwork: 1, containers: [{image: livenessprobe}]}", "spec.hostNetwork: not true or false: 1"),
+        ("kind: Pod\nspec: {securityContext: {runAsUser: true}, containers: [{image: livenessprobe}]}", "spec.securityContext.runAsUser: not a whole number: True"),
+        ("kind: Pod\nspec: {containers: [{image: livenessprobe, resources: {limits: {memory: lots}}}]}", "spec.containers[0].resources.limits.memory: not a quantity: 'lots'"),
+        ("kind: Pod\nspec: {nodeSelector: &a [*a], containers: [{image: livenessprobe}]}", "spec.nodeSelector: not a mapping: "),
+        ("kind: Pod\na: !!int b", "not YAML: invalid literal for int"),
+        ("kind: Pod\na: !!bool b", "not YAML: 'b'"),
         ("[" * 1500, "not YAML: "),
     ],
 )  # fmt: skip
@@ -475,23 +727,39 @@ def test_exit_codes_and_image() -> None:
     assert "  image     quay.io/k8scsi/livenessprobe:canary (instead of registry.example/" in fine.stdout
 
 
-def test_make_target() -> None:
+def make(*variables: str) -> subprocess.CompletedProcess[str]:
     # As from a shell, though `make test` may run this.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    command = [
-        "make",
-        "--no-print-directory",
-        "-C",
-        str(ROOT),
-        "check-manifest",
-        f"FILE={FIELD}",
-        "TAG=0.1.0",
-    ]
-    done = subprocess.run(command, capture_output=True, check=False, env=env, text=True)
+    command = ["make", "--no-print-directory", "-C", str(ROOT), "check-manifest", *variables]
+    return subprocess.run(command, capture_output=True, check=False, env=env, text=True)
+
+
+def test_make_target() -> None:
+    done = make(f"FILE={FIELD}", "TAG=0.1.0")
 
     assert done.returncode == 2
     assert "check-manifest] Error 1" in done.stderr
     assert done.stdout == FIELD.with_suffix(".txt").read_text().replace(":canary", ":0.1.0")
+
+
+def test_make_target_takes_a_name_with_a_blank(folder: Path) -> None:
+    file = folder / "with a blank.yaml"
+    file.write_text(yaml.safe_dump(GOOD))
+
+    done, none = make(f"FILE={file}"), make()
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "containers: 1;" in done.stdout
+    assert none.stderr.startswith("check-manifest: no manifest given: ")
+
+
+def test_ends_in_silence_when_nobody_reads_on() -> None:
+    nobody, output = os.pipe()
+    os.close(nobody)
+    done = subprocess.run([*SCRIPT, FIELD], check=False, stdout=output, stderr=subprocess.PIPE)
+    os.close(output)
+
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 KEYS = """kind spec template metadata name items containers initContainers image command args env value valueFrom
@@ -520,5 +788,5 @@ def test_any_yaml_is_checked_or_refused(tree: object, path: str) -> None:
 
     with suppress(ManifestError):
         for pod in manifest.pods(yaml.safe_dump(document)):
-            for container in filter(is_sidecar, pod.containers):
+            for container in pod.containers:
                 assert all(isinstance(each.text, str) for each in check(pod, container))

@@ -1,4 +1,7 @@
-"""The pods in Kubernetes manifests, as far as a liveness sidecar is concerned. Knows no flag of ours."""
+"""The pods in Kubernetes manifests that have a liveness sidecar, as far as it is concerned.
+
+A file is often all of a cluster: so nothing in it is an error but what is read of a pod with a livenessprobe.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,12 @@ from yaml_nodes import ManifestError, Node, documents
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Where the pod is, in kinds that do not have it at spec.template.
-_POD_AT = {"Pod": "", "PodTemplate": "template", "CronJob": "spec.jobTemplate.spec.template"}
+# Where the pod's spec is, in kinds that do not have it at spec.template.spec.
+_SPEC_AT = {"Pod": "spec", "PodTemplate": "template.spec", "CronJob": "spec.jobTemplate.spec.template.spec"}
+# An image that is still a template may be anything: to read it says so.
+_BY_IMAGE = re.compile(r"(^|/)(csi-)?liveness-?probe([:@]|$)|\{\{")
+_BY_NAME = re.compile(r"liveness-?probe")
+_BY_PROGRAM = re.compile(r"(^|[/\\])livenessprobe(\.exe)?$")
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 _SYSTEM_LABELS = ("kubernetes.io/os", "beta.kubernetes.io/os")
 
@@ -39,7 +46,7 @@ class HTTPProbe:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container, with what it takes over from the pod's security context."""
+    """A livenessprobe container, with what it takes over from the pod's security context."""
 
     name: str
     image: str
@@ -51,7 +58,7 @@ class Container:
     """Whether the pod waits for its end: an init container that is no native sidecar."""
     mounts: tuple[str, ...]
     memory_request: float | None
-    """Bytes."""
+    """Bytes; None for 0 too, which bounds nothing."""
     memory_limit: float | None
     user: int | None
     non_root: bool
@@ -68,43 +75,57 @@ class Pod:
     name: str
     """With the kind that it stands in: `DaemonSet csi-node`."""
     containers: tuple[Container, ...]
+    """Those that run a livenessprobe, in the order of their start."""
     probes: tuple[HTTPProbe, ...]
     host_network: bool
     windows: bool
 
 
 def pods(text: str) -> list[Pod]:
-    """Find the pods of all documents; raises ManifestError."""
+    """Find the pods with a livenessprobe in all documents; raises ManifestError."""
     found: list[Pod] = []
     for document in documents(text):
-        if not document["kind"].text():
+        kind = document["kind"].text()
+        if not kind:
             raise ManifestError("not a Kubernetes object: it has no kind")
-        listed = document["kind"].text().endswith("List") and document["items"].value is not None
-        for each in document["items"].items() if listed else [document]:
-            found += _pods(each)
+        listed = kind.endswith("List") and isinstance(document["items"].value, list)
+        objects = document["items"].items() if listed else [document]
+        # The API leaves the kind out of the items of its typed lists.
+        found += filter(None, (_pod(each, kind.removesuffix("List")) for each in objects))
     return found
 
 
-def _pods(found: Node) -> Iterator[Pod]:
-    kind = found["kind"].text()
-    template = found
-    for key in filter(None, _POD_AT.get(kind, "spec.template").split(".")):
-        if not isinstance(template[key].value, dict):  # a kind that has no pods
-            return
-        template = template[key]
-    spec, metadata = template["spec"], found["metadata"]
-    regular, init = spec["containers"].items(), spec["initContainers"].items()
+def _pod(found: Node, kind: str) -> Pod | None:
+    """Read the pod of an object, of this kind where it says none; None where there is no livenessprobe in it."""
+    try:
+        kind = found["kind"].text() or kind
+        spec = found.at(_SPEC_AT.get(kind, "spec.template.spec"))
+        init, regular = spec["initContainers"].items(), spec["containers"].items()
+        init_sidecars, sidecars = list(filter(_is_sidecar, init)), list(filter(_is_sidecar, regular))
+    except ManifestError:  # a custom resource may have anything in these places
+        return None
+    if not init_sidecars and not sidecars:
+        return None
+    metadata = found["metadata"]
     systems = [spec.at("os.name"), *(spec["nodeSelector"][label] for label in _SYSTEM_LABELS)]
-    yield Pod(
+    return Pod(
         name=f"{kind} {metadata['name'].text() or metadata['generateName'].text()}".rstrip(),
         containers=(
-            *(_container(each, spec, False) for each in regular),
-            *(_container(each, spec, each["restartPolicy"].text() != "Always") for each in init),
+            *(_container(each, spec, each["restartPolicy"].text() != "Always") for each in init_sidecars),
+            *(_container(each, spec, False) for each in sidecars),
         ),
-        probes=tuple(probe for each in (*regular, *init) for probe in _probes(each)),
+        probes=tuple(probe for each in (*init, *regular) for probe in _probes(each)),
         host_network=bool(spec["hostNetwork"].flag()),
         windows="windows" in [system.text() for system in systems],
     )
+
+
+def _is_sidecar(container: Node) -> bool:
+    """Recognise a livenessprobe, by its image, else by its program, or by its name and a flag that all of them have."""
+    image, name, command, args = (container[key].words() for key in ("image", "name", "command", "args"))
+    if any(map(_BY_IMAGE.search, image)) or any(map(_BY_PROGRAM.search, command[:1])):
+        return True
+    return any(map(_BY_NAME.search, name)) and any("-csi-address" in word for word in (*command, *args))
 
 
 def _container(found: Node, spec: Node, must_end: bool) -> Container:
@@ -121,8 +142,8 @@ def _container(found: Node, spec: Node, must_end: bool) -> Container:
         unknown=unknown_command + unknown_args,
         must_end=must_end,
         mounts=tuple(mount["mountPath"].text() for mount in found["volumeMounts"].items()),
-        memory_request=found.at("resources.requests.memory").quantity(),
-        memory_limit=found.at("resources.limits.memory").quantity(),
+        memory_request=found.at("resources.requests.memory").quantity() or None,
+        memory_limit=found.at("resources.limits.memory").quantity() or None,
         user=shared["runAsUser"].number() if user is None else user,
         non_root=bool(shared["runAsNonRoot"].flag() if non_root is None else non_root),
         privileged=bool(own["privileged"].flag()),
@@ -153,10 +174,10 @@ class _Environment:
             expanded = self._replace(written)
             if expanded is not None:
                 known.append(expanded)
-            elif written.startswith("-") or not known:
+            elif not written.startswith("-") and known and re.fullmatch("-[^=]+", known[-1]):
+                unknown.append(f"{known.pop()} {written}")  # the flag that it is the value of
+            else:
                 unknown.append(written)
-            else:  # the value of the flag before it
-                unknown.append(f"{known.pop()} {written}")
         return tuple(known), tuple(unknown)
 
     def _replace(self, text: str) -> str | None:

@@ -6,6 +6,7 @@ import enum
 import math
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -13,16 +14,19 @@ from livenessprobe import config, goflags
 from livenessprobe.quoting import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
 
     from manifest import Container, HTTPProbe, Pod
 
-    from livenessprobe.config import Config
+    from livenessprobe.config import Config, Endpoint
 
 PROGRAM = "/livenessprobe"
 HEALTH_PATHS = ("/healthz", "/livez", "/readyz")
 LEAST_MEMORY, ADVISED_MEMORY = 32, 64  # MiB, see docs/image.md
+# The flags that say whether it serves, what, and where.
+_SERVING = frozenset(("once", "version", "http-endpoint", "health-port", "metrics-address", "metrics-path"))
 _LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[?::1\]?", re.IGNORECASE)
+_EVERYWHERE = re.compile(r"(0\.0\.0\.0|::)?")
 _SHELLS = ("sh", "bash", "dash", "ash", "busybox")
 
 
@@ -49,8 +53,7 @@ class Finding:
 
 def check(pod: Pod, container: Container) -> Iterator[Finding]:
     """Give all findings on one livenessprobe container."""
-    program, *more = container.command or (PROGRAM,)
-    arguments = (*more, *container.args)
+    program = container.command[0] if container.command else PROGRAM
     if pod.windows or program.endswith(".exe"):
         yield Finding(
             Kind.BREAKS, "Windows: this program runs on Linux; keep the image you have on these nodes"
@@ -67,62 +70,96 @@ def check(pod: Pod, container: Container) -> Iterator[Finding]:
             Kind.CHANGES, "the program is copied into an image of your own: take the one below, or see README"
         )
     for written in container.unknown:
-        yield Finding(Kind.UNKNOWN, f"{written}: the variable's value is not in this file; not checked")
-    accepted = yield from _parse(arguments)
-    if accepted is not None:
-        yield from _origin(container.image, arguments)
-        yield from _lifetime(accepted, container)
-        if not accepted.once:
-            yield from _endpoints(accepted, pod)
-            for probe in _asking(accepted, pod):
-                yield from _probe(probe, accepted, pod, container)
-        yield from _socket(accepted, container)
+        yield Finding(
+            Kind.UNKNOWN,
+            f"{written}: the variable's value is not in this file; not checked, nor what depends on it",
+        )
+    accepted = _parse(container)
+    if isinstance(accepted, Finding):
+        yield accepted
+    else:
+        yield from _flags(accepted, pod, container)
     yield from _memory(container)
     yield from _security(container)
 
 
-def _parse(arguments: tuple[str, ...]) -> Generator[Finding, None, Config | None]:
-    """Read the arguments as the program does; yield its own words, and return what it accepts."""
+def _arguments(container: Container) -> tuple[str, ...]:
+    return (*container.command[1:], *container.args)
+
+
+def _parse(container: Container) -> Config | Finding:
+    """Read the arguments as the program does: what it accepts, or a finding in its own words."""
     try:
-        accepted = config.parse(arguments)
+        return config.parse(_arguments(container))
     except goflags.HelpRequested:
-        yield Finding(Kind.BREAKS, "it prints its usage and ends")
-        return None
+        return Finding(Kind.BREAKS, "it prints its usage and ends")
     except goflags.FlagError as error:
-        yield Finding(Kind.REFUSED, f"exit 2: {error}")
-        return None
+        return Finding(Kind.REFUSED, f"exit 2: {error}")
     except config.ConfigError as error:
         values = {"err": error.reason, "flag": error.flag, "value": error.value}
         pairs = "".join(f" {key}={quote(value)}" for key, value in values.items())
-        yield Finding(Kind.REFUSED, f'exit 1: "Bad configuration"{pairs}')
-        return None
-    yield Finding(Kind.ACCEPTED, " ".join(arguments) or "no arguments")
+        return Finding(Kind.REFUSED, f'exit 1: "Bad configuration"{pairs}')
+
+
+def _unknown(container: Container) -> set[str]:
+    """Name the flags whose values are elsewhere; all flags, where an unknown argument does not say its flag."""
+    names = {re.split("[= ]", written.lstrip("-"))[0] for written in container.unknown}
+    known = {flag.name for flag in config.FLAGS}
+    return known if names - known else names
+
+
+def _flags(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding]:
+    """Judge the flags' values, but none by the default of a flag whose value is elsewhere."""
+    unknown = _unknown(container)
+    written = " ".join(_arguments(container)) or "no arguments"
+    yield Finding(Kind.ACCEPTED, f"{written} (without the unknown)" if unknown else written)
     for message, flag in accepted.warnings:
         yield Finding(Kind.WARNS, f"{quote(message)} flag={quote(flag)}")
-    return accepted
+    yield from _origin(accepted, container)
+    if not unknown & {"once", "version"}:
+        yield from _lifetime(accepted, container)
+    if not accepted.once and not unknown & _SERVING:
+        yield from _endpoints(accepted, pod, container)
+        for probe in _reaching(accepted, pod):
+            yield from _request(probe, accepted, pod)
+            if not _measures(probe, accepted):
+                yield from _answer(probe, accepted, container)
+    if "csi-address" not in unknown:
+        yield from _socket(accepted, container)
 
 
-def _origin(image: str, arguments: tuple[str, ...]) -> Iterator[Finding]:
+def _origin(accepted: Config, container: Container) -> Iterator[Finding]:
     """Tell what was different in the reference's release that the image's tag names."""
-    tag = re.search(r"liveness-?probe:v([0-9]+)\.([0-9]+)", image)
+    tag = re.search(r"liveness-?probe:v([0-9]+)\.([0-9]+)", container.image)
     if tag is None:
         return
-    release = int(tag[1]), int(tag[2])
-    given = goflags.parse(arguments, config.FLAGS)
+    release, unknown = (int(tag[1]), int(tag[2])), _unknown(container)
+    given = unknown.union(goflags.parse(_arguments(container), config.FLAGS))
     if release < (1, 0):
         yield Finding(
             Kind.BREAKS, "releases before v1.0 probe drivers of CSI 0.x; this program calls csi.v1.Identity"
         )
-    elif release < (1, 1):
+    elif release < (1, 1) and not unknown & {"connection-timeout", "probe-timeout"}:
         yield Finding(
             Kind.CHANGES,
-            "a check could take --connection-timeout, 30s; now it takes --probe-timeout, 3s, at most",
+            f"a check could take --connection-timeout, {accepted.connection_timeout:g}s; "
+            f"now it takes --probe-timeout, {accepted.probe_timeout:g}s, at most",
         )
-    elif release < (2, 17) and "probe-timeout" not in given:
+    elif (1, 1) <= release < (2, 17) and "probe-timeout" not in given:
         yield Finding(Kind.CHANGES, "--probe-timeout was 1s where it was not given, and is 3s")
     if release == (1, 1) and "connection-timeout" in given:
         yield Finding(
             Kind.CHANGES, "--connection-timeout had no effect; now a check waits so long for the socket"
+        )
+    if release < (1, 1):
+        yield Finding(
+            Kind.CHANGES,
+            "/healthz was 200 for a driver that is not ready, and is 500, which restarts it; /livez keeps 200",
+        )
+    elif release == (1, 1):
+        yield Finding(
+            Kind.CHANGES,
+            "/healthz cut the connection for a driver that is not ready, and is 500; /livez is 200",
         )
 
 
@@ -140,7 +177,7 @@ def _lifetime(accepted: Config, container: Container) -> Iterator[Finding]:
         )
 
 
-def _endpoints(accepted: Config, pod: Pod) -> Iterator[Finding]:
+def _endpoints(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding]:
     health, metrics = accepted.health, accepted.metrics
     where = f"{health.host or 'all addresses'}, port {health.port}"
     measured = f"metrics at {accepted.metrics_path} there too"
@@ -149,39 +186,88 @@ def _endpoints(accepted: Config, pod: Pod) -> Iterator[Finding]:
     elif metrics != health:
         measured = f"metrics at {metrics.value}{accepted.metrics_path}"
     yield Finding(Kind.SERVES, f"{', '.join(HEALTH_PATHS)} on {where}; {measured}")
-    if metrics not in (None, health) and metrics.port == health.port:
+    if metrics not in (None, health) and _collide(metrics, health):
         yield Finding(
             Kind.BREAKS,
             f"health and metrics cannot both listen on port {health.port}: address already in use",
         )
+    for before in takewhile(lambda each: each is not container, pod.containers):
+        for port in _collisions(container, before):
+            yield Finding(
+                Kind.BREAKS, f"{before.name} listens on port {port} of this pod too: address already in use"
+            )
     if pod.host_network and health.port == 9808:
         yield Finding(
             Kind.ADVICE, "hostNetwork: port 9808 is the node's, and every driver's default: choose another"
         )
-    asking = [probe for probe in pod.probes if probe.path.rstrip("/") in HEALTH_PATHS]
+    yield from _unheard(accepted, pod, container)
+
+
+def _unheard(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding]:
+    """Find the probes that were to hear the verdict and do not."""
+    heard = any(not _measures(probe, accepted) for probe in _reaching(accepted, pod))
+    others = [each for each in pod.containers if each is not container]
+    asking = [
+        probe
+        for probe in pod.probes
+        if probe.path.rstrip("/") in HEALTH_PATHS and not any(_may_serve(each, probe) for each in others)
+    ]
     for probe in asking:
         if probe.port is None:
             yield Finding(
                 Kind.BREAKS, f"{probe} asks port {probe.port_name}, which its container does not name"
             )
-        elif not _asking(accepted, pod):
-            yield Finding(Kind.BREAKS, f"{probe} asks port {probe.port}, not {health.port}")
-    if not asking and not _asking(accepted, pod):
+        elif not heard:
+            yield Finding(Kind.BREAKS, f"{probe} asks port {probe.port}, not {accepted.health.port}")
+    if not asking and not heard:
         yield Finding(
-            Kind.ADVICE, f"no HTTP probe of the pod asks port {health.port}: nobody hears the verdict"
+            Kind.ADVICE,
+            f"no HTTP probe of the pod asks port {accepted.health.port} for health: nobody hears the verdict",
         )
 
 
-def _asking(accepted: Config, pod: Pod) -> list[HTTPProbe]:
-    """Find the probes that reach this container."""
+def _served(container: Container) -> list[Endpoint]:
+    """Where a container listens while the pod runs, as far as it can be known."""
+    accepted = _parse(container)
+    if isinstance(accepted, Finding) or accepted.once or accepted.version or container.must_end:
+        return []
+    if _unknown(container) & _SERVING:
+        return []
+    return [each for each in (accepted.health, accepted.metrics) if each]
+
+
+def _may_serve(container: Container, probe: HTTPProbe) -> bool:
+    """Whether a probe may be meant for this container."""
+    return bool(_unknown(container) & _SERVING) or probe.port in [each.port for each in _served(container)]
+
+
+def _collisions(one: Container, other: Container) -> list[int]:
+    """Find the ports that two containers of a pod cannot both have."""
+    return sorted({each.port for each in _served(one) if any(_collide(each, its) for its in _served(other))})
+
+
+def _collide(one: Endpoint, other: Endpoint) -> bool:
+    hosts = {each.host.lower().replace("localhost", "127.0.0.1") for each in (one, other)}
+    same = len(hosts) == 1 or any(map(_EVERYWHERE.fullmatch, hosts))
+    return same and one.port == other.port != 0  # 0: the system finds a free one
+
+
+def _reaching(accepted: Config, pod: Pod) -> list[HTTPProbe]:
+    """Find the probes that reach this container's health port."""
     return [probe for probe in pod.probes if probe.port == accepted.health.port]
 
 
-def _probe(probe: HTTPProbe, accepted: Config, pod: Pod, container: Container) -> Iterator[Finding]:
+def _measures(probe: HTTPProbe, accepted: Config) -> bool:
+    """Whether a probe of the health port asks for metrics, which are 200 whatever the driver's health."""
+    return accepted.metrics == accepted.health and probe.path == accepted.metrics_path
+
+
+def _request(probe: HTTPProbe, accepted: Config, pod: Pod) -> Iterator[Finding]:
+    """Judge whether what a probe asks is served."""
     host = accepted.health.host
     if probe.scheme.upper() != "HTTP":
         yield Finding(Kind.BREAKS, f"{probe} asks over {probe.scheme}, this serves plain HTTP")
-    if probe.path not in HEALTH_PATHS:
+    if probe.path not in HEALTH_PATHS and not _measures(probe, accepted):
         yield Finding(Kind.BREAKS, f"{probe} asks {probe.path}, which is 404: write /healthz")
     if _LOOPBACK.fullmatch(host) and not pod.host_network:
         yield Finding(
@@ -195,13 +281,17 @@ def _probe(probe: HTTPProbe, accepted: Config, pod: Pod, container: Container) -
         )
     elif _LOOPBACK.fullmatch(probe.host) and not pod.host_network:
         yield Finding(Kind.BREAKS, f"{probe} asks {probe.host}, which is the node: remove host from httpGet")
-    if probe.timeout < accepted.probe_timeout:
+
+
+def _answer(probe: HTTPProbe, accepted: Config, container: Container) -> Iterator[Finding]:
+    """Judge what the kubelet makes of the verdict."""
+    if probe.timeout < accepted.probe_timeout and "probe-timeout" not in _unknown(container):
         yield Finding(
             Kind.ADVICE,
             f"{probe} ends after {probe.timeout}s, a check may take {accepted.probe_timeout:g}s: "
             f"write timeoutSeconds: {math.ceil(accepted.probe_timeout)}, or --probe-timeout={probe.timeout}s",
         )
-    if probe.container == container.name:
+    if probe.container == container.name and probe.kind != "readinessProbe":
         yield Finding(
             Kind.ADVICE, f"{probe} restarts this container, not the driver: move it to the driver's"
         )

@@ -10,12 +10,10 @@ import yaml
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
+_UNITS = {
+    unit: 1000.0**power for power, unit in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), -3)
 }
+_UNITS |= {unit: 1024.0**power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)}
 _TEMPLATE = "a template, not a manifest: render it first, as by `helm template`"
 
 
@@ -46,6 +44,11 @@ class Node:
         values = self._typed(list, "a list") or []
         return [Node(value, f"{self.place}[{number}]") for number, value in enumerate(values)]
 
+    def words(self) -> list[str]:
+        """Look for text, alone or in a list; what else is here is nobody's error."""
+        values = self.value if isinstance(self.value, list) else [self.value]
+        return [value for value in values if isinstance(value, str)]
+
     def text(self) -> str:
         text: str = self._typed(str, "a string") or ""
         if "{{" in text:
@@ -61,10 +64,11 @@ class Node:
         return flag
 
     def quantity(self) -> float | None:
-        """Read bytes as Kubernetes writes them: 64Mi, 1e8, 0.5Gi."""
+        """Read bytes as Kubernetes writes them: 64Mi, 1e8, 0.5Gi, +1Pi."""
         if self.value is None:
             return None
-        found = re.fullmatch(r"([0-9]+\.?[0-9]*(?:[eE][0-9]{1,2})?)([KMGT]i|[mkMGT]?)", str(self.value))
+        number = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
+        found = re.fullmatch(rf"({number}(?:[eE][+-]?[0-9]+)?)([KMGTPE]i|[numkMGTPE]?)", str(self.value))
         if found is None:
             raise ManifestError(f"{self.place}: not a quantity: {self.value!r:.60}")
         return float(found[1]) * _UNITS[found[2]]
@@ -78,11 +82,21 @@ class Node:
         raise ManifestError(f"{self.place or 'a document'}: not {what}: {self.value!r:.60}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads dates, `=` and `<<` as Kubernetes does: as text."""
+
+
+for _tag in ("timestamp", "value", "merge"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda _, node: str(node.value))
+
+
 def documents(text: str) -> list[Node]:
     """Read a stream of YAML documents, empty ones left out; raises ManifestError."""
     try:
-        return [Node(value, "") for value in yaml.safe_load_all(text) if value is not None]
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        values = yaml.load_all(text, _Loader)
+        return [Node(value, "") for value in values if value is not None]
+    # ValueError and LookupError are of tags such as `!!int a`.
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         line = f"line {mark.line + 1}: " if mark else ""
         what = _TEMPLATE if "{{" in text else f"not YAML: {problem}"
