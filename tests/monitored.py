@@ -138,8 +138,10 @@ class Pod:
         probe_timeout: str = "5s",
         before: Callable[[FakeDriver], None] = lambda driver: None,
         driver_name: str = "",
+        controller_kind: str = "DaemonSet",
     ) -> None:
         self.name = name
+        self.controller_kind = controller_kind
         self.driver = FakeDriver(folder / f"{name}.sock", name=driver_name or f"{name}.csi.k8s.io")
         self._flags = [f"--csi-address={self.driver.target}", f"--probe-timeout={probe_timeout}"]
         self._before = before
@@ -153,7 +155,7 @@ class Pod:
                 program.Probe([*self._flags, "--http-endpoint=127.0.0.1:0"])
             )
             # Its metrics and the name from the first scrape on: a name that is learnt is a story of its own.
-            self.probe.wait_for_log("Learnt the CSI driver's name")
+            self.probe.wait_for_log("Learnt the CSI driver's name", timeout=60)
             self._ends = self._ends.pop_all()
         return self
 
@@ -170,9 +172,10 @@ class Pod:
     def quiet(self) -> None:
         self._quiet.set()
 
-    def target(self, port_name: str = "csi-liveness", phase: str = "Running") -> dict[str, Any]:
+    def target(self) -> dict[str, Any]:
         """What Kubernetes discovery says of it."""
-        return target(self.name, "{}:{}".format(*self.probe.address()), port_name, phase)
+        address = "{}:{}".format(*self.probe.address())
+        return target(self.name, address, controller_kind=self.controller_kind)
 
     def _ask(self) -> None:
         while not self._quiet.wait(KUBELETS_PERIOD):
@@ -180,7 +183,13 @@ class Pod:
             self.probe.get()
 
 
-def target(pod: str, address: str, port_name: str = "csi-liveness", phase: str = "Running") -> dict[str, Any]:
+def target(
+    pod: str,
+    address: str,
+    port_name: str = "csi-liveness",
+    phase: str = "Running",
+    controller_kind: str = "DaemonSet",
+) -> dict[str, Any]:
     """What Kubernetes discovery says of one port of a pod."""
     labels = {
         "namespace": "storage",
@@ -189,6 +198,7 @@ def target(pod: str, address: str, port_name: str = "csi-liveness", phase: str =
         "pod_phase": phase,
         "pod_container_name": "driver",
         "pod_container_port_name": port_name,
+        "pod_controller_kind": controller_kind,
     }
     return {
         "targets": [address],

@@ -56,7 +56,7 @@ def port(container: Manifest, probe: Manifest) -> int:
 
 
 class Answer(NamedTuple):
-    """What a probe gave: whether it is a success, and the text that the kubelet would put into the event."""
+    """What a probe gave: whether it is a success, and its text; of these the kubelet's event quotes an exec probe's."""
 
     success: bool
     text: str

@@ -172,7 +172,9 @@ class Pod:
     def crash(self, container: str) -> None:
         """End its process; return when podman has started it again, as it does until it has been told to `stop` it."""
         before = self.inspect(container)
-        os.kill(before["State"]["Pid"], signal.SIGKILL)
+        pid = before["State"]["Pid"]
+        assert pid > 0, f"{container} does not run"  # 0 would be this test's own process group
+        os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + 30
         while self.inspect(container)["RestartCount"] == before["RestartCount"]:
             assert time.monotonic() < end, f"{container} was not started again:\n{self.log(container)}"

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 ROOT = program.ROOT
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 MIGRATION = (ROOT / "docs" / "migration.md").read_text()
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
 NODES = 10_000
 DAY = 86400
+GRACE = 30  # terminationGracePeriodSeconds, where it is not written
 
 # ---- the log and the texts, for which README is held to the program
 
@@ -65,11 +67,15 @@ def test_rare_texts_are_those_of_the_sources() -> None:
 
 def test_restarts_come_when_told() -> None:
     names = ("--probe-timeout", "timeoutSeconds", "periodSeconds", "failureThreshold")
-    for row in table(OPERATIONS, "driver", *(f"`{name}`" for name in names), "restarted after"):
-        ours, theirs, period, threshold, after = (int(cell.removesuffix("s").rstrip()) for cell in row[1:])
+    ends = "SIGTERM after", "SIGKILL, if it hangs"
+    for row in table(OPERATIONS, "driver", *(f"`{name}`" for name in names), *ends):
+        ours, theirs, period, threshold, term, kill = (
+            int(cell.removesuffix("s").rstrip()) for cell in row[1:]
+        )
 
         assert ours <= theirs
-        assert after == (threshold - 1) * period
+        assert term == (threshold - 1) * period
+        assert kill == term + theirs + GRACE
 
 
 def test_ports_are_those_of_the_field() -> None:
@@ -108,12 +114,14 @@ def test_users_and_sockets_are_as_told(row: int, driver: FakeDriver) -> None:
 
 def test_a_scrape_is_as_large_as_told(driver: FakeDriver, probe: program.Probe) -> None:
     measured = dict(row[:2] for row in table(OPERATIONS, "measured", "figure", "shown by"))
-    probe.wait_for_log("Learnt the CSI driver's name")
+    probe.wait_for_log("Learnt the CSI driver's name", timeout=60)
     probe.get()
     scrape = probe.get("/metrics").text
 
     samples = [line for line in scrape.splitlines() if not line.startswith("#")]
     assert measured["samples of a scrape"] == str(len(samples))
+    buckets = sum("_bucket{" in line for line in samples)
+    assert f"Of the {len(samples)} samples {buckets} are buckets" in OPERATIONS
     # Its numbers have more or fewer digits.
     assert float(measured["bytes of a scrape"].removesuffix(" kB")) == pytest.approx(
         len(scrape) / 1e3, rel=0.1
@@ -130,11 +138,17 @@ def test_sums_for_many_nodes() -> None:
     measured = [float(row[1].split()[0]) for row in table(OPERATIONS, "measured", "figure", "shown by")]
     check_ms, resident, samples, scrape_kb, image, layer, lines = measured
     assert lines == _lines_of_a_day(10)
+    # In that table the program's figure is the first after the unit and the budget.
+    paced = re.search(
+        r"^CPU a check, one every 2 s, idle included .*? (\d+\.\d+) ", PERFORMANCE, re.MULTILINE
+    )
+    assert paced
+    assert check_ms == float(paced[1])
 
     a_second, a_day = NODES * samples / 30, NODES * samples / 30 * DAY
     expected = [
-        ("CPU, a check every 2 s", f"{NODES * check_ms / 2e3:.1f} CPUs", f"{check_ms / 2:.1f} thousandths of a CPU for each"),
-        ("CPU, a check every 10 s", f"{NODES * check_ms / 1e4:.1f} CPUs", f"{check_ms / 10:.1f} thousandths of a CPU for each"),
+        ("CPU, a check every 2 s", f"{NODES * check_ms / 2e3:.1f} CPUs", f"{check_ms / 2:.2f} thousandths of a CPU for each"),
+        ("CPU, a check every 10 s", f"{NODES * check_ms / 1e4:.1f} CPUs", f"{check_ms / 10:.2f} thousandths of a CPU for each"),
         ("CPU requested, at 10m", f"{NODES / 100:.0f} CPUs", "what the scheduler takes away"),
         ("memory used", f"{NODES * resident / 1024:.0f} GiB", ""),
         ("memory requested, at 32Mi", f"{NODES * 32 / 1024:.1f} GiB", ""),
@@ -183,11 +197,15 @@ def test_migration_names_our_messages() -> None:
     assert named - {"-v=5", "--once"} <= ours
 
 
-def test_migration_tells_the_memory_that_was_measured() -> None:
-    resident = dict(row[:2] for row in table(OPERATIONS, "measured", "figure", "shown by"))["resident memory"]
+def test_all_pages_tell_the_memory_that_was_measured() -> None:
+    measured = dict(row[:2] for row in table(README, "what", "figure", "shown by"))
+    without = measured["resident memory after 2,000 checks, without metrics"]
+    with_metrics = measured["the same, with metrics"]
+    reckoned = dict(row[:2] for row in table(OPERATIONS, "measured", "figure", "shown by"))
     told = {row[0]: row[2] for row in table(MIGRATION, "figure", "the reference", "here", "verdict")}
 
-    assert told["memory, resident"] == resident
+    assert reckoned["resident memory, with metrics"] == with_metrics
+    assert told["memory, resident"] == f"{without}, {with_metrics} with metrics"
 
 
 @pytest.mark.parametrize("subject", ["flag", "event", "request", "metric", "figure"])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import tempfile
 import time
@@ -106,6 +109,56 @@ def test_the_pages_name_all_alerts_and_no_other() -> None:
     assert rows == [(name, name.lower(), rule["labels"]["severity"]) for name, rule in ALERTS.items()]
 
 
+# A pod with a native sidecar, as an API server shows it.
+POD = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "csi-node-7x2kq", "namespace": "storage"},
+    "spec": {
+        "initContainers": [{"name": "liveness-probe", "ports": [{"name": "csi-liveness"}]}],
+        "containers": [{"name": "driver"}],
+    },
+    "status": {
+        "initContainerStatuses": [{"name": "liveness-probe"}],
+        "containerStatuses": [{"name": "driver"}],
+    },
+}
+
+
+def test_runbook_looks_at_native_sidecars_too(folder: Path) -> None:
+    if not shutil.which("kubectl"):
+        pytest.skip("there is no kubectl here")
+    pod = folder / "pod.json"
+    pod.write_text(json.dumps(POD))
+    expressions = re.findall(r'jsonpath="(.*?)" *(?:\||$)', RUNBOOK, re.MULTILINE)
+    assert len(expressions) == RUNBOOK.count("{range ")
+    for expression in expressions:
+        # Without a server kubectl shows what it is asked to change. The one pod stands for a list of them.
+        one = expression.replace("{range .items[*]}", "{range @}")
+        command = ["kubectl", "label", "--local", "-f", str(pod), "a=b", "-o", f"jsonpath={one}"]
+        environment = {**os.environ, "HOME": str(folder), "KUBECONFIG": "/dev/null"}
+
+        assert "liveness" in subprocess.check_output(command, env=environment, text=True), expression
+
+
+def test_runbook_asks_the_sidecar(driver: FakeDriver, folder: Path) -> None:
+    """Its command, with a kubectl that is slow to forward, and does by being the sidecar there."""
+    [command] = re.findall(r"^PORT=.*\n.*port-forward.*$", RUNBOOK, re.MULTILINE)
+    flags = f"--csi-address={driver.target} --http-endpoint=127.0.0.1:19808"
+    kubectl = folder / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho "$@"\nsleep 0.5\nexec {shlex.join(program.built())} {flags}\n')
+    kubectl.chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "NAMESPACE": "storage", "POD": "csi-node-7x2kq"}
+
+    # Nothing holds its output open when it ends: the job is gone.
+    asked = subprocess.run(
+        ["sh", "-c", command], capture_output=True, check=True, env=environment, text=True, timeout=60
+    )
+
+    assert asked.stdout == "ok"
+
+
 def pod_specs(document: Any) -> Iterator[dict[str, Any]]:
     """What looks like one, at any depth of a manifest."""
     if isinstance(document, dict):
@@ -115,20 +168,42 @@ def pod_specs(document: Any) -> Iterator[dict[str, Any]]:
             yield from pod_specs(value)
 
 
+def discovered(manifest: str) -> list[int]:
+    """The ports that Prometheus finds by their name, each of which serves metrics for it."""
+    found = []
+    for spec in itertools.chain(*map(pod_specs, yaml.safe_load_all(manifest))):
+        containers = [*spec["containers"], *spec.get("initContainers", ())]
+        ports = [port for container in containers for port in container.get("ports", ())]
+        named = [port["containerPort"] for port in ports if port.get("name") == "csi-liveness"]
+        arguments = [arg for container in containers for arg in container.get("args", ())]
+        endpoints = re.findall(
+            r"--(?:http-endpoint|metrics-address)=(?!127\.|localhost)\S*:(\d+)", " ".join(arguments)
+        )
+        assert named in ([], [int(port) for port in endpoints])
+        found += named
+    return found
+
+
 def test_ports_that_are_discovered_serve_metrics() -> None:
-    found = 0
-    for path in sorted((program.ROOT / "deploy" / "kubernetes").rglob("*.yaml")):
-        for spec in itertools.chain(*map(pod_specs, yaml.safe_load_all(path.read_text()))):
-            containers = [*spec["containers"], *spec.get("initContainers", ())]
-            ports = [port for container in containers for port in container.get("ports", ())]
-            named = [port["containerPort"] for port in ports if port.get("name") == "csi-liveness"]
-            found += len(named)
-            arguments = [arg for container in containers for arg in container.get("args", ())]
-            endpoints = re.findall(
-                r"--(?:http-endpoint|metrics-address)=(?!127\.|localhost)\S*:(\d+)", " ".join(arguments)
-            )
-            assert named in ([], [int(port) for port in endpoints]), path.name
-    assert found
+    shipped = (program.ROOT / "deploy" / "kubernetes").rglob("*.yaml")
+
+    assert list(itertools.chain.from_iterable(discovered(path.read_text()) for path in shipped))
+
+
+def test_node_plugin_is_scraped_as_the_page_says_and_not_before() -> None:
+    [change] = re.findall(
+        r"^(sed -e .*node-plugin\.yaml) > ", (DEPLOYED / "README.md").read_text(), re.MULTILINE
+    )
+    changed = subprocess.check_output(["sh", "-c", change], cwd=program.ROOT, text=True)
+    shipped = (program.ROOT / "deploy" / "kubernetes" / "node-plugin.yaml").read_text()
+
+    assert discovered(shipped) == []
+    (port,) = discovered(changed)
+    (spec,) = (spec for document in yaml.safe_load_all(changed) for spec in pod_specs(document))
+    driver = spec["containers"][0]
+    asked = [driver[kind]["httpGet"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")]
+    assert {(one.get("host"), one["port"]) for one in asked} == {(None, "csi-liveness")}
+    assert driver["ports"] == [{"name": "csi-liveness", "containerPort": port}]
 
 
 def test_what_is_recorded_is_used() -> None:
@@ -202,7 +277,9 @@ def cluster() -> Iterator[Cluster]:
         folder = Path(short)
         pods = {
             "steady": Pod("steady", folder),
-            "broken": Pod("broken", folder),
+            # A controller, beside a node of the same driver that is healthy.
+            "broken": Pod("broken", folder, controller_kind="ReplicaSet"),
+            "node": Pod("node", folder, driver_name="broken.csi.k8s.io"),
             "flapping": Pod("flapping", folder, before=alternately("ready", "error")),
             "slow": Pod("slow", folder, probe_timeout="500ms"),
             "unasked": Pod("unasked", folder),
@@ -240,6 +317,7 @@ def test_each_pod_is_found_once_and_no_other(cluster: Cluster) -> None:
         name = labels["pod"].removeprefix("csi-")
         assert labels == {
             "__name__": "up",
+            "controller_kind": cluster.pods[name].controller_kind,
             "instance": "{}:{}".format(*cluster.pods[name].probe.address()),
             "job": "csi-livenessprobe",
             "namespace": "storage",
@@ -252,9 +330,11 @@ def test_a_broken_driver_is_told_of_until_it_is_mended(cluster: Cluster) -> None
     prometheus, driver = cluster.prometheus, cluster.pods["broken"].driver
     names = {"namespace": "storage", "driver_name": "broken.csi.k8s.io"}
     prometheus.wait(lambda: prometheus.firing("CSIDriverUnhealthy", pod="csi-broken", **names), "unhealthy")
-    prometheus.wait(lambda: prometheus.firing("CSIDriverOutage", **names), "an outage: it has one pod")
+    prometheus.wait(lambda: prometheus.firing("CSIDriverOutage", **names), "an outage: one controller of one")
     (alert,) = prometheus.firing("CSIDriverUnhealthy", **names)
     assert alert["annotations"]["summary"] == "CSI driver broken.csi.k8s.io is unhealthy on node-broken"
+    (alert,) = prometheus.firing("CSIDriverOutage", **names)
+    assert alert["labels"]["controller_kind"] == "ReplicaSet"
 
     driver.set("ready")
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SHIPPED = program.ROOT / "deploy" / "systemd"
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 FILE = program.ROOT / "bin" / "livenessprobe"
+OPERATIONS = (program.ROOT / "docs" / "operations.md").read_text()
 
 # Of Debian's units only what ours need: the others would handle devices, of which this container has none.
 BORROWED = """basic.target local-fs.target multi-user.target network.target paths.target shutdown.target slices.target
@@ -206,7 +208,9 @@ def test_a_misspelt_flag_is_not_tried_again(host: Host) -> None:
 def test_a_port_that_gets_free_is_taken(host: Host, driver: FakeDriver) -> None:
     for name in ("first", "second"):
         host.configure(name, f"{ADDRESS} --health-port=9809")
-    host.adapt("livenessprobe@second.service", "[Service]", "RestartSec=100ms")
+    # Without the limit of starts, which so short a pause would soon reach.
+    changes = "[Unit]", "StartLimitIntervalSec=0", "[Service]", "RestartSec=100ms"
+    host.adapt("livenessprobe@second.service", *changes)
     log = "livenessprobe@second.service"
     host.must("systemctl", "start", "livenessprobe@first.service")
     host.wait_until(
@@ -269,6 +273,31 @@ def test_the_timer_checks_again_and_again(host: Host, driver: FakeDriver) -> Non
 
     timers = json.loads(host.must("systemctl", "list-timers", "--output=json"))
     assert not timers
+
+
+def test_failed_checks_restart_the_driver_as_often_as_the_page_allows(host: Host) -> None:
+    told, limited = re.findall(r"(?ms)^  ```ini\n(.*?)^  ```$", OPERATIONS)
+    unit, restarts = "livenessprobe-once@mydriver.service", "restart-mydriver.service"
+    host.configure("mydriver", f"{ADDRESS} --connection-timeout=0s")
+    began = "[Service]\nExecStart=/bin/sh -c 'echo began; exec sleep infinity'\n"
+    (host.folder / "units" / "mydriver.service").write_text(began)
+    (host.folder / "units" / restarts).write_text(textwrap.dedent(limited))
+    host.adapt(unit, *textwrap.dedent(told).splitlines())
+
+    def restarted() -> int:
+        """How often it was, once nobody is about to."""
+        busy = host.show(restarts, "ActiveState") in ("activating", "deactivating")
+        return -1 if busy else host.log("mydriver.service").count("began")
+
+    for count in (1, 2):
+        assert host.run("systemctl", "start", unit).returncode
+        host.wait_until(lambda count=count: restarted() == count, lambda: host.log(restarts))  # type: ignore[misc]
+    assert host.run("systemctl", "start", unit).returncode
+    host.wait_until(lambda: host.show(restarts, "Result") != "success", lambda: host.log(restarts))
+
+    assert host.show(restarts, "Result") == "start-limit-hit"
+    assert restarted() == 2
+    host.must("systemctl", "stop", "mydriver.service")
 
 
 @pytest.mark.parametrize("unit", ["livenessprobe@a.service", "livenessprobe-once@a.service"])

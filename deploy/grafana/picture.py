@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 import time
 import urllib.parse
@@ -24,7 +25,8 @@ HEAD = 26
 STEPS = 150
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 GOOD, BAD = "#56a64b", "#e02f44"
-UNITS = {"s": " s", "bytes": " MiB", "ops": "/s", "reqps": "/s"}
+UNITS = {"s": " s", "bytes": " MiB", "ops": "/s", "percentunit": " %", "reqps": "/s"}
+SCALES = {"bytes": 2**-20, "percentunit": 100}
 
 
 class Series(NamedTuple):
@@ -78,7 +80,7 @@ def _name(panel: dict[str, Any], target: dict[str, Any], labels: dict[str, str])
     name = str(target["legendFormat"])
     for label, value in labels.items():
         name = name.replace("{{" + label + "}}", value)
-    return name
+    return re.sub(r" *\{\{\w+\}\}", "", name)  # labels that the series has not
 
 
 # ---- drawing
@@ -93,7 +95,7 @@ def _rect(x: float, y: float, width: float, height: float, more: str) -> str:
 
 
 def _number(value: float, unit: str) -> str:
-    return f"{value / 2**20 if unit == 'bytes' else value:.3g}{UNITS.get(unit, '')}"
+    return f"{value * SCALES.get(unit, 1):.3g}{UNITS.get(unit, '')}"
 
 
 class Panel:
