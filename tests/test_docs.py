@@ -14,6 +14,7 @@ import fake_driver
 import peers
 import program
 import pytest
+import test_fuzz
 from fake_driver import FakeDriver
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -150,6 +151,8 @@ CASES: dict[str, Case] = {
     "error": _told("error", message="broken"),
     "unimplemented": _told("unimplemented"),
     "undecodable": _told("raw", data=fake_driver.UNDECODABLE["no message at all"]),
+    "no message": _peer(test_fuzz.status_alone),
+    "too long": _told("error", message="x" * 1_100_000),
     "hang": _told("hang"),
     "stopped": lambda driver, ends: driver.start().pause(),
     "closes": _peer(peers.settings_then_close),

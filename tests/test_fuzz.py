@@ -36,6 +36,7 @@ from livenessprobe.quoting import LONGEST_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from conftest import ProbeFactory
@@ -369,11 +370,17 @@ def test_any_code_of_goaway_is_survived(actor: Actor, socket_path: Path) -> None
         _check_once(actor, socket_path, Script("called", says, stays=False))
 
 
-def test_a_status_without_a_message_is_a_failure(actor: Actor, socket_path: Path) -> None:
+def status_alone(path: Path) -> AbstractContextManager[object]:
+    """A peer that answers a call with OK, and nothing else."""
+    actor = Actor()
     says = peers.frame(1, HEAD + field(b"grpc-status", b"0"), END_HEADERS | END_STREAM, 1)
     actor.script = Script("called", says, stays=True)
+    return peers.talking(actor.play, path)
 
-    verdict = Driver(str(socket_path), str(socket_path)).attempt(PATIENCE)
+
+def test_a_status_without_a_message_is_a_failure(socket_path: Path) -> None:
+    with status_alone(socket_path):
+        verdict = Driver(str(socket_path), str(socket_path)).attempt(PATIENCE)
     assert verdict == health.failed("Internal", "the reply has no message")
 
 

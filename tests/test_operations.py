@@ -54,7 +54,8 @@ def test_each_text_has_its_cause_and_cure() -> None:
 
 def test_rare_texts_are_those_of_the_sources() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "livenessprobe").glob("*.py"))
-    known = "cannot connect to ", "rpc error: code = Internal desc = ", "rpc error: code = Canceled desc = "
+    codes = ("Internal", "Canceled", "DeadlineExceeded")
+    known = "cannot connect to ", *(f"rpc error: code = {code} desc = " for code in codes)
 
     for text in column(OPERATIONS, "rare text", "meaning", "what to do"):
         rest = next(text.removeprefix(prefix) for prefix in known if text.startswith(prefix))
