@@ -388,11 +388,11 @@ class FakeDriver:
     def seen(self) -> Seen:
         return Seen(connections=self.connections(), **self._ask("seen"))
 
-    def wait(self, timeout: float = 5.0, **at_least: int) -> Seen:
+    def wait(self, timeout: float = 20.0, **at_least: int) -> Seen:
         """Until each counter has at least the value given, as in wait(probes=3)."""
         return self.wait_until(lambda seen: all(getattr(seen, k) >= n for k, n in at_least.items()), timeout)
 
-    def wait_until(self, true: Callable[[Seen], bool], timeout: float = 5.0) -> Seen:
+    def wait_until(self, true: Callable[[Seen], bool], timeout: float = 20.0) -> Seen:
         # Asks again and again: connections are the kernel's affair, which reports no event for them.
         end = time.monotonic() + timeout
         while not true(seen := self.seen()):

@@ -224,21 +224,29 @@ def test_no_shell_and_no_package_manager_runs(command: str, built: Archive) -> N
 @pytest.mark.parametrize("state", ["healthy", "hung", "no driver"])
 def test_stops_within_a_second(state: str, run: Callable[..., Container], driver: FakeDriver) -> None:
     address = ADDRESS if state != "no driver" else "--csi-address=/csi/none.sock"
-    container = run(address, "--probe-timeout=1m", "--connection-timeout=1m")
-    container.wait_for_log('"Serving"')
-    with ExitStack() as connections:
-        if state == "healthy":
-            container.wait_until_healthy()
-        else:
-            driver.set("hang")
-            client = connections.enter_context(container.connect())
-            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: probe\r\n\r\n")
-            time.sleep(0.5)
-        seconds = container.stop()
 
-    assert container.exit_code == 0
-    assert seconds < 1
-    assert "Traceback" not in container.log()
+    def seconds_to_stop() -> float:
+        container = run(address, "--probe-timeout=1m", "--connection-timeout=1m")
+        container.wait_for_log('"Serving"')
+        probes = driver.seen().probes
+        with ExitStack() as connections:
+            if state == "healthy":
+                container.wait_until_healthy()
+            else:
+                driver.set("hang")
+                client = connections.enter_context(container.connect())
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: probe\r\n\r\n")
+                # It is waiting once this is answered.
+                assert container.get("/nothing").status == 404
+            if state == "hung":
+                driver.wait(probes=probes + 1, probing=1)
+            seconds = container.stop()
+        assert container.exit_code == 0
+        assert "Traceback" not in container.log()
+        return seconds
+
+    # The engine has its part in it.
+    assert program.best_of(2, seconds_to_stop) < 1
 
 
 # ---- 32 MiB and less, no swap
@@ -251,44 +259,56 @@ def test_small_memory_and_cold_page_cache(
     if os.geteuid() != 0:
         pytest.skip("only root can empty the page cache")
     limits = [f"--memory={mebibytes}m", f"--memory-swap={mebibytes}m", f"--volume={folder}:/csi:ro"]
-    with ExitStack() as containers:
-        starts: list[float] = []
-        # More than once, so that a machine with other work at that moment does not fail it.
-        while min(starts, default=1) >= 1:
-            assert len(starts) < 5, f"ready {starts} s after its process began"
-            container = containers.enter_context(created(*HARDENED, *limits, built.tag, ADDRESS, "--v=0"))
-            container.forget()
-            container.start()
-            ready = container.wait_until_healthy()
-            # Since the fork of the process that became the container's: Docker's part is in this, too.
-            started = int(Path(f"/proc/{container.pid}/stat").read_text().rpartition(")")[2].split()[19])
-            starts.append(ready - started / os.sysconf("SC_CLK_TCK") + _suspended())
-            if starts[-1] >= 1:
-                container.stop()
+    for _ in range(2):  # for the same reason as with its starts
+        with ExitStack() as containers:
+            container = _started_in_time(containers, *HARDENED, *limits, built.tag, ADDRESS, "--v=0")
+            memory = container.memory()
+            assert (memory["limit"], memory["swap"]) == (mebibytes * 2**20, 0)
+            seconds = _hardship(container)
+            after = container.memory()
+            # One that only reads its own pages again and again may still answer, by the skin of its teeth.
+            assert after["refaults"] - memory["refaults"] < 5000, (memory, after)
+            assert after["kills"] == 0
+            assert container.inspect()["State"]["Running"]
+            seconds["the stop"] = container.stop()
+            assert container.exit_code == 0
+            assert not container.inspect()["State"]["OOMKilled"]
+        if max(seconds.values()) < 1:
+            break
+    assert max(seconds.values()) < 1, seconds
 
-        memory = container.memory()
-        assert (memory["limit"], memory["swap"]) == (mebibytes * 2**20, 0)
-        host = container.address
-        slowest = max(_checks(container, host, 5000, clients=4))
-        assert slowest < 1, f"one of 5,000 checks took {slowest:.2f} s"
 
-        # A storm: clients that never finish what they begin, and proper requests among them.
-        with ExitStack() as storm:
-            for number in range(600):
-                client = storm.enter_context(container.connect(host=host))
-                client.sendall(b"GET /healthz HTTP/1.1\r\nX: " + b"x" * (number * 16))
-                if number % 20 == 0:
-                    assert max(_checks(container, host, 1)) < 1
-            assert max(_checks(container, host, 200, clients=2)) < 1
+def _started_in_time(containers: ExitStack, *arguments: str) -> Container:
+    """One that was ready within a second, although none of its files was in memory."""
+    starts: list[float] = []
+    # More than once, so that a machine with other work at that moment does not fail it.
+    while min(starts, default=1) >= 1:
+        assert len(starts) < 5, f"ready {starts} s after its process began"
+        container = containers.enter_context(created(*arguments))
+        container.forget()
+        container.start()
+        ready = container.wait_until_healthy()
+        # Since the fork of the process that became the container's: Docker's part is in this, too.
+        started = int(Path(f"/proc/{container.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        starts.append(ready - started / os.sysconf("SC_CLK_TCK") + _suspended())
+        if starts[-1] >= 1:
+            container.stop()
+    return container
 
-        after = container.memory()
-        # One that only reads its own pages again and again may still answer, by the skin of its teeth.
-        assert after["refaults"] - memory["refaults"] < 5000, (memory, after)
-        assert after["kills"] == 0
-        assert container.inspect()["State"]["Running"]
-        assert container.stop() < 1
-        assert container.exit_code == 0
-        assert not container.inspect()["State"]["OOMKilled"]
+
+def _hardship(container: Container) -> dict[str, float]:
+    """Many checks, then a storm of clients that never finish what they begin; the slowest check of each."""
+    host = container.address
+    seconds = {"one of 5,000 checks": max(_checks(container, host, 5000, clients=4))}
+    with ExitStack() as storm:
+        checks = []
+        for number in range(600):
+            client = storm.enter_context(container.connect(host=host))
+            client.sendall(b"GET /healthz HTTP/1.1\r\nX: " + b"x" * (number * 16))
+            if number % 20 == 0:
+                checks += _checks(container, host, 1)
+        checks += _checks(container, host, 200, clients=2)
+    return seconds | {"a check in the storm": max(checks)}
 
 
 def _suspended() -> float:
@@ -517,7 +537,12 @@ exec(open("/driver.py").read())
         driver.start()  # as the kubelet would
         probe.wait_until_healthy()
         assert 'driver_name="pod.csi.k8s.io"' in probe.get("/metrics").text
-        assert probe.stop() < 1
+
+        def seconds_to_stop() -> float:
+            probe.start().wait_until_healthy()  # where it runs, nothing is started
+            return probe.stop()
+
+        assert program.best_of(2, seconds_to_stop) < 1
         assert probe.exit_code == 0
         assert "Traceback" not in probe.log()
 

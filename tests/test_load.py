@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -47,5 +48,9 @@ def test_a_flood_of_half_open_connections_keeps_nobody_out(driver: FakeDriver, p
     memory = probe.memory()
     answers = load.flood(probe.address()[1], seconds=3)
     assert [answer.status for answer in answers] == [200] * 3 * load.REQUESTS_A_SECOND
+    seconds = [answer.seconds for answer in answers]
+    # `make load` bounds the slowest by this; where other work goes on, the slowest tells of that, too.
+    assert statistics.median(seconds) < load.FLOOD_SECONDS
+    assert max(seconds) < 3
     assert probe.memory() - memory < load.MOST_GROWTH_MIB * 2**20
     assert driver.seen().most_probing == 1
