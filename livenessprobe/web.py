@@ -132,6 +132,7 @@ class Server:
         """Serve until stop(); then listen no more and drop the connections that have not sent a request."""
         while not self._stops:
             self._turn(None)
+        self._turn(time.monotonic())  # what has come by now is still read
         self._pause_accepting(float("inf"))
         for listener in self._listeners:
             listener.server_close()

@@ -532,6 +532,25 @@ def test_stop_drops_who_has_not_asked_and_answers_who_has() -> None:
         running.stop()  # which waits for the thread
 
 
+def test_stop_answers_whose_request_has_come_by_then() -> None:
+    """Though nothing of it was read."""
+
+    def stop(reply: Reply) -> None:
+        accepted.sendall(b"GET /ok HTTP/1.0\r\n\r\n")
+        queued.append(running.connect(b"GET /ok HTTP/1.0\r\n\r\n"))
+        running.server.stop()
+        reply(Response(200, b"stopping"))
+
+    queued: list[socket.socket] = []
+    with serving({"/ok": ok, "/stop": stop}) as running:
+        running.drain_seconds = PATIENCE
+        accepted = running.connect()
+        assert running.get(b"GET /ok HTTP/1.0\r\n\r\n") == 200
+        assert running.get(b"GET /stop HTTP/1.0\r\n\r\n") == 200
+        for client in (accepted, *queued):
+            assert read_answer(read_all(client)).body == b"ok"
+
+
 def test_draining_ends_in_time_and_drops_who_still_waits() -> None:
     asked = threading.Event()
 
