@@ -551,6 +551,30 @@ def test_stop_answers_whose_request_has_come_by_then() -> None:
             assert read_answer(read_all(client)).body == b"ok"
 
 
+@pytest.mark.parametrize("attempt", range(3))  # on a busy machine the server may accept again before it stops
+def test_stop_while_there_is_no_room_answers_who_waits(attempt: int) -> None:
+    replies: list[Reply] = []
+    asked = threading.Semaphore(0)
+
+    def later(reply: Reply) -> None:
+        replies.append(reply)
+        asked.release()
+
+    with serving({"/later": later}, most=8) as running:
+        running.drain_seconds = PATIENCE
+        clients = [running.connect(b"GET /later HTTP/1.0\r\n\r\n") for _ in range(8)]
+        for _ in clients:
+            assert asked.acquire(timeout=PATIENCE)
+        running.connect(b"GET /later HTTP/1.0\r\n\r\n")
+        end = time.monotonic() + PATIENCE
+        while running.server._accepting:  # nothing outside tells of it
+            assert time.monotonic() < end
+        running.server.stop()
+        for reply, client in zip(replies, clients, strict=True):
+            ok(reply)
+            assert read_answer(read_all(client)).body == b"ok"
+
+
 def test_draining_ends_in_time_and_drops_who_still_waits() -> None:
     asked = threading.Event()
 
