@@ -312,6 +312,23 @@ def test_those_who_wait_for_an_answer_keep_their_place() -> None:
             assert read_answer(read_all(client)).body == b"at last"
 
 
+def test_more_that_come_at_once_than_are_accepted_in_a_turn() -> None:
+    held, release = threading.Event(), threading.Event()
+
+    def hold(reply: Reply) -> None:
+        held.set()
+        assert release.wait(PATIENCE)
+        ok(reply)
+
+    with serving({"/healthz": ok, "/hold": hold}) as running:
+        holding = running.connect(b"GET /hold HTTP/1.0\r\n\r\n")
+        assert held.wait(PATIENCE)
+        clients = [running.connect(GET) for _ in range(200)]
+        release.set()
+        for client in (holding, *clients):
+            assert read_answer(read_all(client)).body == b"ok"
+
+
 def test_when_all_wait_others_are_served_once_there_is_room() -> None:
     replies: list[Reply] = []
     with serving({"/healthz": ok, "/later": replies.append}, most=8) as running:
