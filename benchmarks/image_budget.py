@@ -28,14 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import kubelet
-from rig import Driver, scratch
+from rig import START_SECONDS, Driver, free_port, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DOCKER = os.environ.get("DOCKER") or "docker"
 TIMES = 10
-START_SECONDS = 20.0
 
 # Titles, units, and what SPEC allows.
 BUDGETS = {
@@ -111,9 +110,7 @@ class Starts:
 
 def start(image: str, driver: Driver, starts: Starts) -> dict[str, float]:
     """Milliseconds from the start of a container's process until it listens, and until its first ok."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     container = docker(
         *("create", "--network=host", "--read-only", "--cap-drop=ALL", f"--volume={driver.path.parent}:/csi:ro"),
         *(image, f"--csi-address=/csi/{driver.path.name}", f"--health-port={port}"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from programs import Program
 
 HERE = Path(__file__).resolve().parent
-_START_SECONDS = 20.0
+START_SECONDS = 20.0
 _POLL_SECONDS = 0.0005
 
 
@@ -89,7 +89,7 @@ class Driver:
 
     def _hear(self) -> str:
         assert self._process.stdout
-        if not select.select([self._process.stdout], [], [], _START_SECONDS)[0]:
+        if not select.select([self._process.stdout], [], [], START_SECONDS)[0]:
             raise RuntimeError("the bench's driver does not answer")
         if not (line := self._process.stdout.readline()):
             raise RuntimeError("the bench's driver has ended")
@@ -107,7 +107,7 @@ class Running:
         self, program: Program, driver: Driver, *arguments: str, variables: Mapping[str, str] | None = None
     ) -> None:
         self.program = program
-        self.port = _free_port()
+        self.port = free_port()
         self._command = [
             *program.command,
             f"--csi-address={driver.path}",
@@ -151,7 +151,7 @@ class Running:
 
     def _await_ok(self, begin: float) -> None:
         self.listening = 0.0
-        while time.perf_counter() < begin + _START_SECONDS and self._process.poll() is None:
+        while time.perf_counter() < begin + START_SECONDS and self._process.poll() is None:
             try:
                 connection = kubelet.connect(self.port)
             except ConnectionRefusedError:
@@ -182,7 +182,7 @@ def scratch() -> Iterator[Path]:
         sys.exit(130)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -107,7 +107,7 @@ def test_a_clock_that_is_stepped_changes_no_check_and_no_wait(
 ) -> None:
     driver.set("error", method="GetPluginInfo")
     probe = probe_factory(*arguments(socket_path, "600ms"), env=node.env)
-    probe.wait_for_log("Cannot learn the CSI driver's name", timeout=20)
+    probe.wait_for_log("Cannot learn the CSI driver's name")
     with ThreadPoolExecutor() as pool, contextlib.ExitStack() as half_open:
         for hours in (2, -2, 48, -48):
             node.step_clock(hours)
@@ -202,7 +202,7 @@ def test_out_of_descriptors_it_accepts_no_more_says_so_and_recovers(
     with contextlib.ExitStack() as clients:
         with limited(probe, resource.RLIMIT_NOFILE, 3):
             waiting = [clients.enter_context(ask(probe)) for _ in range(20)]
-            probe.wait_for_log('"Cannot accept connections" err="Too many open files"', timeout=20)
+            probe.wait_for_log('"Cannot accept connections" err="Too many open files"')
         assert [answer_on(client) for client in waiting] == [(200, "ok")] * 20
     assert probe.get().status == 200
     assert sum("Cannot accept connections" in line for line in probe.log_lines) == 1

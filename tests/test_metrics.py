@@ -312,7 +312,7 @@ def test_the_name_is_learnt_late_and_anew(
     assert scraped(probe).calls()["unknown-driver", PROBE, "OK"] == 1
 
     driver.set("name", name="late.csi.k8s.io")
-    probe.wait_for_log('driver="late.csi.k8s.io"', timeout=20)
+    probe.wait_for_log('driver="late.csi.k8s.io"')
     assert probe.get().status == 200
     assert scraped(probe).calls()["late.csi.k8s.io", PROBE, "OK"] == 1
 

@@ -66,7 +66,7 @@ def test_a_driver_s_name_forges_neither_lines_nor_series(
 ) -> None:
     driver.set("name", name=MALICE)
     probe = probe_factory(f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "-v=9")
-    probe.wait_for_log("Learnt the CSI driver's name", timeout=20)
+    probe.wait_for_log("Learnt the CSI driver's name")
     assert probe.get().status == 200
     text = probe.get("/metrics").text
     assert probe.stop() == 0
