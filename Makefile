@@ -59,13 +59,13 @@ livenessprobe: $(OUTPUT)  ## build bin/livenessprobe, one file (OUTPUT= PYTHON_V
 	@ls -l $(OUTPUT)
 
 livenessprobe-container: .venv/done  ## build the image and its list of contents (REGISTRY= IMAGE= TAG= PLATFORM=linux/arm64 BUILD_IMAGE= SOURCE=)
-	$(python) build/image.py $(PLATFORM:%=--platform %) $(REGISTRY)/$(IMAGE):$(TAG)
+	$(python) build/here/image.py $(PLATFORM:%=--platform %) $(REGISTRY)/$(IMAGE):$(TAG)
 
 release: .venv/done  ## build all of a release into dist/: files, images as one OCI layout, contents, checksums (REGISTRY= IMAGE=)
-	$(python) build/release.py $(REGISTRY)/$(IMAGE)
+	$(python) build/here/release.py $(REGISTRY)/$(IMAGE)
 
 base-image:  ## make the image to build in, by debootstrap, where debian:trixie-slim cannot be pulled
-	build/base.sh livenessprobe-base:trixie
+	build/here/base.sh livenessprobe-base:trixie
 
 image-budget: .venv/done  ## measure the image, beside another image or program (REFERENCE=path-or-image)
 	$(python) benchmarks/image_budget.py $(REGISTRY)/$(IMAGE):$(TAG) $(if $(REFERENCE),'$(REFERENCE)')
@@ -80,34 +80,34 @@ load: .venv/done bin/livenessprobe  ## put storms of requests and a flood of hal
 	@$(python) benchmarks/load.py --program '$(PROGRAM)' --seconds $(SECONDS)
 
 torture: .venv/done bin/livenessprobe  ## run random lives of the driver, and random junk, for MINUTES=5 (SEED=… plays one round again)
-	@$(python) tests/torture.py --minutes $(MINUTES) --seed '$(SEED)'
+	@$(python) tests/helpers/torture.py --minutes $(MINUTES) --seed '$(SEED)'
 
 check-manifest: .venv/done  ## say what would change where this takes the reference's place in a manifest (FILE=path, or - for standard input)
 	@$(python) deploy/migration/check_manifest.py --image $(REGISTRY)/$(IMAGE):$(TAG) $(if $(FILE),'$(FILE)')
 
 dashboard: .venv/done bin/livenessprobe  ## draw docs/dashboard.svg: what the Grafana dashboard shows of a recorded run, by a real Prometheus
-	$(python) tests/monitored.py docs/dashboard.svg
+	$(python) tests/helpers/monitored.py docs/dashboard.svg
 
 proto: .venv/done  ## generate livenessprobe/identity_pb2.py from proto/
-	$(python) build/proto.py .
+	$(python) build/here/proto.py .
 
 lock: .venv/done  ## renew the lock files to the newest versions that pyproject.toml allows
-	$(python) build/lock.py
+	$(python) build/here/lock.py
 
 audit: .venv/done  ## look the locked packages up in a database of known vulnerabilities, where it can be had (ADVISORIES=address)
-	@$(python) build/audit.py $(ADVISORIES)
+	@$(python) build/here/audit.py $(ADVISORIES)
 
 clean:  ## remove everything that was built
 	rm -rf .venv bin dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.venv/done: build/requirements-dev.lock build/venv.sh
-	@build/venv.sh "$(PYTHON)"
+.venv/done: build/here/requirements-dev.lock build/here/venv.sh
+	@build/here/venv.sh "$(PYTHON)"
 
 # Packed anew too when asked for another target than it holds now.
 ifneq ($(target),$(shell cat $(OUTPUT).target 2>/dev/null))
 .PHONY: $(OUTPUT)
 endif
-$(OUTPUT): $(wildcard livenessprobe/*.py) build/requirements.lock build/pyz.py build/start.py build/unpack.py LICENSE .venv/done
-	$(python) build/pyz.py $(PYTHON_VERSION:%=--python-version %) $(PLATFORM:%=--platform %) $@
+$(OUTPUT): $(wildcard livenessprobe/*.py) build/here/requirements.lock build/here/pyz.py build/product/start.py build/product/unpack.py LICENSE .venv/done
+	$(python) build/here/pyz.py $(PYTHON_VERSION:%=--python-version %) $(PLATFORM:%=--platform %) $@
 	@echo '$(target)' > $@.target

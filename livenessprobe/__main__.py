@@ -5,7 +5,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from livenessprobe import late
+from livenessprobe import postponed
 
 
 def main() -> NoReturn:
@@ -13,7 +13,7 @@ def main() -> NoReturn:
     # Until there are handlers: as PID 1, a signal with the default action would be lost, and elsewhere it would kill.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     _open_standard_descriptors()
-    late.postpone(late.UNUSED)
+    postponed.postpone(postponed.UNUSED)
     # Not before: it imports much of what is postponed.
     from livenessprobe.command import run
 

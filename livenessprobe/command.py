@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> Exit:
             from livenessprobe.once import once
 
             return once(parsed)
-        from livenessprobe.app import serve
+        from livenessprobe.serve import serve
 
         return serve(parsed)
     except config.ConfigError as error:

@@ -59,7 +59,7 @@ def database(status: int, vulnerable: str = "", most: int = 1_000_000) -> Iterat
 
 
 def run(service: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(program.ROOT / "build" / "audit.py"), service]
+    command = [sys.executable, str(program.ROOT / "build" / "here" / "audit.py"), service]
     return subprocess.run(command, capture_output=True, check=False, text=True)
 
 

@@ -94,7 +94,7 @@ def node(folder: Path) -> Node:
     if compiler is None:
         pytest.skip("there is no C compiler here")
     library = folder / "fake_node.so"
-    source = program.ROOT / "tests" / "fake_node.c"
+    source = program.ROOT / "tests" / "helpers" / "fake_node.c"
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     return Node(library, folder / "node")
 

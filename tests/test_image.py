@@ -456,11 +456,11 @@ def test_every_flag_and_every_path(
 
 
 def test_what_is_missing_was_left_out_on_purpose(built: Archive) -> None:
-    """Every module that is there finds all that it imports, but for what build/contents.py says is not used."""
+    """Every module that is there finds all that it imports, but for what build/builder/contents.py says is not used."""
     script = """
 import importlib, pkgutil, sys
 sys.path[:] = ["/usr/lib/livenessprobe", *sys.path[-2:]]
-from livenessprobe import late
+from livenessprobe import postponed
 late.postpone(late.UNUSED)
 for folder in sys.path:
     for module in pkgutil.walk_packages([folder], onerror=print):
@@ -486,7 +486,7 @@ for folder in sys.path:
     missed = {words[1] for words in lines if len(words) == 2 and words[0] != "encodings.mbcs"}
 
     assert done.returncode == 0, done.stderr
-    assert {"livenessprobe.app", "grpc._channel", "http.server"} <= {words[0] for words in lines}
+    assert {"livenessprobe.serve", "grpc._channel", "http.server"} <= {words[0] for words in lines}
     assert len(lines) > 100
     assert missed <= contents.UNUSED.keys(), lines
 
@@ -500,7 +500,7 @@ def test_two_containers_as_in_a_pod(built: Archive) -> None:
     start = """
 import sys
 sys.path.insert(0, "/usr/lib/livenessprobe")
-from livenessprobe import late
+from livenessprobe import postponed
 late.postpone(late.UNUSED)
 exec(open("/driver.py").read())
 """
@@ -716,7 +716,7 @@ def test_dockerfile_is_clean() -> None:
 
 def test_no_engine_is_told_in_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "build" / "image.py", "livenessprobe:none"],
+        [sys.executable, ROOT / "build" / "here" / "image.py", "livenessprobe:none"],
         capture_output=True,
         check=False,
         env=os.environ | {"DOCKER_HOST": "unix:///nowhere.sock"},
@@ -732,7 +732,7 @@ def test_base_image_needs_debootstrap_and_says_so(folder: Path) -> None:
     (folder / "id").symlink_to("/usr/bin/id")
 
     done = subprocess.run(
-        ["/bin/sh", ROOT / "build" / "base.sh", "livenessprobe-base:none"],
+        ["/bin/sh", ROOT / "build" / "here" / "base.sh", "livenessprobe-base:none"],
         capture_output=True,
         check=False,
         env={"PATH": str(folder)},

@@ -10,9 +10,9 @@ MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "ide
 
 # Leaves may use quoting, which imports nothing.
 SIBLINGS = {
-    "__main__": {"command", "late"},
-    "command": {"app", "config", "driver", "goflags", "log", "once"},
-    "app": {"config", "driver", "exchange", "health", "metrics", "naming", "quoting", "web"},
+    "__main__": {"command", "postponed"},
+    "command": {"serve", "config", "driver", "goflags", "log", "once"},
+    "serve": {"config", "driver", "exchange", "health", "metrics", "driver_name", "quoting", "web"},
     "once": {"config", "driver", "health", "quoting"},
     "web": {"exchange"},
     "driver": {"health", "identity_pb2"},

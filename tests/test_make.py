@@ -22,7 +22,7 @@ PINNED = re.compile(
 
 def locked(name: str) -> dict[str, set[str]]:
     """The versions of each distribution in a lock file."""
-    text = (ROOT / "build" / name).read_text()
+    text = (ROOT / "build" / "here" / name).read_text()
     assert PINNED.sub("", text).strip().startswith("#")
     assert PINNED.sub("", text).strip().count("\n") == 0, "something that is not held by a hash"
     versions: dict[str, set[str]] = {}
@@ -67,7 +67,7 @@ def fake_python(folder: Path, body: str) -> Path:
 )
 def test_what_the_machine_lacks_is_named_with_its_package(folder: Path, body: str | None, line: str) -> None:
     python = fake_python(folder, body) if body else folder / "python"
-    (folder / "build").mkdir()
+    (folder / "build" / "here").mkdir(parents=True)
     command = [
         "make",
         "--no-print-directory",
@@ -77,8 +77,8 @@ def test_what_the_machine_lacks_is_named_with_its_package(folder: Path, body: st
         str(folder),
         f"PYTHON={python}",
     ]
-    (folder / "build" / "venv.sh").symlink_to(ROOT / "build" / "venv.sh")
-    (folder / "build" / "requirements-dev.lock").touch()
+    (folder / "build" / "here" / "venv.sh").symlink_to(ROOT / "build" / "here" / "venv.sh")
+    (folder / "build" / "here" / "requirements-dev.lock").touch()
 
     # As from a shell, though `make test` may run this.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fake_driver import FakeDriver
 
 ROOT = program.ROOT
-FIELD = Path(__file__).with_name("field_manifests.yaml")
+FIELD = Path(__file__).parent / "helpers" / "field_manifests.yaml"
 SCRIPT = (sys.executable, str(ROOT / "deploy" / "migration" / "check_manifest.py"))
 
 

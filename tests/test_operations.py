@@ -83,7 +83,7 @@ def test_ports_are_those_of_the_field() -> None:
     taken = set(re.findall("[0-9]+", " ".join(column(OPERATIONS, "port", "who"))))
 
     used = set()
-    for pod in manifest.pods(Path(__file__).with_name("field_manifests.yaml").read_text()):
+    for pod in manifest.pods((Path(__file__).parent / "helpers" / "field_manifests.yaml").read_text()):
         used |= {str(probe.port) for probe in pod.probes}
     # Not on the host, and each of them could be another.
     assert used - taken == {"9909"}

@@ -92,7 +92,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for part in ("build", "livenessprobe"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         made[name] = copy / "out" / "file"
-        command = [sys.executable, "build/pyz.py", *options, "out/file"]
+        command = [sys.executable, "build/here/pyz.py", *options, "out/file"]
         running.append(subprocess.Popen(command, cwd=copy, umask=umask))
     assert [process.wait() for process in running] == [0, 0, 0, 0]
     return made
@@ -343,7 +343,7 @@ def test_start_has_only_syntax_of_python_2_7_as_well() -> None:
         ast.Match,
         ast.AsyncFunctionDef,
     )
-    for node in ast.walk(ast.parse((ROOT / "build" / "start.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / "build" / "product" / "start.py").read_text())):
         assert not isinstance(node, newer), ast.unparse(node)
         assert not getattr(node, "annotation", None), ast.unparse(node)
         assert not getattr(node, "returns", None), ast.unparse(node)

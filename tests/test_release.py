@@ -271,7 +271,7 @@ def test_engine_takes_the_image_for_its_machine(target: str, layout: Layout, pod
 
 def test_no_engine_is_told_before_anything_is_built() -> None:
     done = subprocess.run(
-        [sys.executable, program.ROOT / "build" / "release.py", "registry.example/livenessprobe"],
+        [sys.executable, program.ROOT / "build" / "here" / "release.py", "registry.example/livenessprobe"],
         capture_output=True,
         check=False,
         env=os.environ | {"DOCKER_HOST": "unix:///nowhere.sock"},

@@ -1,7 +1,7 @@
 """`make torture`: random lives of a driver and random junk for some minutes; and what the tests share that it runs.
 
-    python tests/torture.py --minutes 5
-    python tests/torture.py --seed 12345     plays one round again
+    python tests/helpers/torture.py --minutes 5
+    python tests/helpers/torture.py --seed 12345     plays one round again
 
 Each round runs tests/test_states.py and tests/test_fuzz.py with a seed of its own. Exit code 1 at the first failure.
 """
@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-TESTS = [str(Path(__file__).with_name(name)) for name in ("test_states.py", "test_fuzz.py")]
+TESTS = [str(Path(__file__).parent.parent / name) for name in ("test_states.py", "test_fuzz.py")]
 # Set for the tests of a round.
 VARIABLE = "LIVENESSPROBE_TORTURE"
 

@@ -1,4 +1,4 @@
-"""How the packed file starts; build/pyz.py puts this into the archive as __main__.py.
+"""How the packed file starts; build/here/pyz.py puts this into the archive as __main__.py.
 
 It checks that this Python can load what is packed, finds the folder where that is unpacked (by unpack.py, at the
 first start) and calls the program. Python 2.7 can parse it, since it must tell an old Python what is wrong. And it
@@ -8,7 +8,7 @@ imports next to nothing: with the folder in place, a start is counted in millise
 import os
 import sys
 
-# What is packed; build/pyz.py writes these three lines anew.
+# What is packed; build/here/pyz.py writes these three lines anew.
 BUILD = "livenessprobe_0"
 PYTHON = (3, 11)
 MACHINE = "x86_64"

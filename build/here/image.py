@@ -1,6 +1,6 @@
 """Builds the image in a Docker engine, for its machine or another one.
 
-    python build/image.py [--platform linux/arm64] quay.io/k8scsi/livenessprobe:canary
+    python build/here/image.py [--platform linux/arm64] quay.io/k8scsi/livenessprobe:canary
 
 The same sources and packages give the same image, to the byte, whichever of Docker's two builders is at work.
 Leaves the image in the engine and, for `docker load`, in bin/livenessprobe-ARCHITECTURE.tar, with an SPDX document
@@ -26,7 +26,7 @@ import pyz
 import sbom
 import tars
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 DOCKERFILE = ROOT / "Dockerfile.distroless"
 # What debian:trixie has.
 PYTHON = "3.13"

@@ -1,4 +1,4 @@
-"""Unpacks the packed file at its first start; build/pyz.py puts this into the archive beside start.py."""
+"""Unpacks the packed file at its first start; build/here/pyz.py puts this into the archive beside start.py."""
 
 import fcntl
 import importlib.util

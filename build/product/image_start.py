@@ -1,4 +1,4 @@
-"""How the program starts in the image, with little memory in mind; build/rootfs.py puts this into it, compiled.
+"""How the program starts in the image, with little memory in mind; build/builder/rootfs.py puts this into it, compiled.
 
 A memory limit counts the pages of the files, too. The kernel reads them ahead, as much as it likes (on some nodes 8 MiB
 for a single page that is missing), and what it reads pushes out what is needed. With swap off, a container near its

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the virtual environment .venv from the lock file, or says in one line what the machine lacks.
-#   build/venv.sh PYTHON
+#   build/here/venv.sh PYTHON
 set -eu
 
 python=$1
@@ -22,5 +22,5 @@ rm -rf .venv
 
 # Every file is held by its hash, so a machine's own version constraints could only get in the way.
 PIP_CONSTRAINT=/dev/null PIP_USER=0 .venv/bin/python -m pip install -qq --disable-pip-version-check \
-    --require-hashes --only-binary=:all: --requirement build/requirements-dev.lock
+    --require-hashes --only-binary=:all: --requirement build/here/requirements-dev.lock
 touch .venv/done

@@ -1,6 +1,6 @@
 """Builds all that a release is into dist/, from nothing, with the checksums of it: docs/release.md says what each file is.
 
-    python build/release.py quay.io/k8scsi/livenessprobe
+    python build/here/release.py quay.io/k8scsi/livenessprobe
 
 The same sources and packages give the same bytes.
 """

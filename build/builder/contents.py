@@ -62,7 +62,7 @@ COMPILED = {
 UNUSED = {
     # Modules that test themselves, and the debugger.
     **dict.fromkeys(["_pyrepl", "doctest", "pdb", "pydoc", "test", "unittest"], "developers' tools"),
-    # late.py keeps grpc from loading its second half.
+    # postponed.py keeps grpc from loading its second half.
     **dict.fromkeys(["asyncio", "grpc.aio", "grpc.experimental.aio"], "asynchronous gRPC"),
     # prometheus_client can push and serve over TLS, hashlib can use OpenSSL: megabytes.
     **dict.fromkeys(["_hashlib", "_ssl", "ssl"], "TLS"),

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes an image to build in, where debian:trixie-slim cannot be pulled: by debootstrap, from the mirrors that this
 # machine's apt is configured with. Needs root, and `apt-get install debootstrap`.
-#   build/base.sh TAG
+#   build/here/base.sh TAG
 set -eu
 
 tag=$1

@@ -17,7 +17,7 @@ def lock(name: str, purpose: str, *options: str) -> None:
     path = HERE / name
     compiled = subprocess.run(
         [sys.executable, "-m", *COMPILE.split(), "pyproject.toml", *options],
-        cwd=HERE.parent,
+        cwd=HERE.parent.parent,
         stdout=subprocess.PIPE,
         check=True,
         text=True,
@@ -33,5 +33,5 @@ if __name__ == "__main__":
         "--group",
         "dev",
         "-c",
-        "build/requirements.lock",
+        "build/here/requirements.lock",
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from email.message import Message
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Same program from the sources, for what the file cannot do, as in measuring coverage.
 MODULE = (sys.executable, "-m", "livenessprobe")
 

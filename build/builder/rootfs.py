@@ -70,7 +70,7 @@ class Root:
 
     def _postponed(self) -> list[str]:
         sys.path.insert(0, str(self.payload))
-        from livenessprobe.late import UNUSED as POSTPONED
+        from livenessprobe.postponed import UNUSED as POSTPONED
 
         return list(POSTPONED)
 
@@ -193,7 +193,7 @@ def main() -> None:
     os.umask(0o022)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--architecture", choices=contents.TRIPLETS, required=True)
-    parser.add_argument("archive", type=Path, help="packed by build/pyz.py")
+    parser.add_argument("archive", type=Path, help="packed by build/here/pyz.py")
     parser.add_argument("output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

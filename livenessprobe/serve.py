@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from livenessprobe import health
 from livenessprobe.config import Config, ConfigError, Endpoint, Exit
+from livenessprobe.driver_name import Naming
 from livenessprobe.exchange import Reply, Response, Route
 from livenessprobe.health import Change, Checked, Checks, History, Outcome, Verdict
-from livenessprobe.naming import Naming
 from livenessprobe.quoting import printable
 from livenessprobe.web import Listener, Server
 

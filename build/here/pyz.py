@@ -2,7 +2,7 @@
 
 The same sources give the same bytes, wherever and whenever they are packed.
 
-    python build/pyz.py [--python-version 3.13] [--platform linux/arm64] bin/livenessprobe
+    python build/here/pyz.py [--python-version 3.13] [--platform linux/arm64] bin/livenessprobe
 """
 
 import argparse
@@ -20,7 +20,9 @@ import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PACKAGE = HERE.parent / "livenessprobe"
+ROOT = HERE.parent.parent
+PRODUCT = HERE.parent / "product"
+PACKAGE = ROOT / "livenessprobe"
 LOCK = HERE / "requirements.lock"
 
 PLATFORMS = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
@@ -77,7 +79,7 @@ def collect(packages: Path, version: str, machine: str) -> None:
     """Lay out all that is to be packed, and nothing else."""
     download(packages, version, machine)
     shutil.copytree(PACKAGE, packages / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
-    shutil.copy(HERE.parent / "LICENSE", packages / PACKAGE.name)
+    shutil.copy(ROOT / "LICENSE", packages / PACKAGE.name)
     for path in packages.rglob("*"):
         if path.is_file() and UNREACHED.search(path.relative_to(packages).as_posix()):
             path.unlink()
@@ -96,7 +98,7 @@ def shiv(packages: Path, output: Path) -> None:
 
 def start_file(build: str, version: str, machine: str) -> bytes:
     """start.py with its three lines that say what is packed."""
-    source = (HERE / "start.py").read_text()
+    source = (PRODUCT / "start.py").read_text()
     python = tuple(map(int, version.split(".")))
     for name, value in {"BUILD": build, "PYTHON": python, "MACHINE": machine}.items():
         source, changed = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", source)
@@ -110,7 +112,7 @@ def repack(made: Path, version: str, machine: str) -> bytes:
         files = {name: archive.read(name) for name in archive.namelist()}
     build = "livenessprobe_" + json.loads(files["environment.json"])["build_id"]
     files["__main__.py"] = start_file(build, version, machine)
-    files["unpack.py"] = (HERE / "unpack.py").read_bytes()
+    files["unpack.py"] = (PRODUCT / "unpack.py").read_bytes()
 
     packed = io.BytesIO()
     packed.write(HEADER.format(release=release(), version=version, machine=machine).encode())

@@ -1,6 +1,6 @@
 """Lists what is in an image or a packed file: an SPDX document beside it, by Syft, which reads them as scanners do.
 
-python build/sbom.py bin/livenessprobe-amd64.tar
+python build/here/sbom.py bin/livenessprobe-amd64.tar
 """
 
 import argparse

@@ -8,17 +8,17 @@ import sys
 import program
 import pytest
 
-from livenessprobe.late import UNUSED
+from livenessprobe.postponed import UNUSED
 
 LOADED = """
 import sys
-names = [name for name in late.UNUSED if not isinstance(sys.modules.get(name), late.Postponed)]
+names = [name for name in postponed.UNUSED if not isinstance(sys.modules.get(name), postponed.Postponed)]
 """
 
 
 def python(code: str, measured: bool = True) -> str:
-    """What some lines print that are run after `late` was imported; not measured: coverage loads modules itself."""
-    start = f"import sys; sys.path.insert(0, {str(program.ROOT)!r}); from livenessprobe import late\n"
+    """What some lines print that are run after `postponed` was imported; not measured: coverage loads modules itself."""
+    start = f"import sys; sys.path.insert(0, {str(program.ROOT)!r}); from livenessprobe import postponed\n"
     env = {name: value for name, value in os.environ.items() if measured or not name.startswith("COVERAGE_")}
     command = [sys.executable, "-I", "-c", start + code]
     done = subprocess.run(command, capture_output=True, check=True, env=env, text=True, timeout=30)
@@ -27,7 +27,7 @@ def python(code: str, measured: bool = True) -> str:
 
 def test_a_postponed_module_is_loaded_at_its_first_use() -> None:
     code = """
-late.postpone({"colorsys": {}})
+postponed.postpone({"colorsys": {}})
 import colorsys
 print(type(colorsys).__name__, colorsys.rgb_to_hsv(1, 1, 1), type(sys.modules["colorsys"]).__name__)
 print(colorsys.hsv_to_rgb is sys.modules["colorsys"].hsv_to_rgb)
@@ -37,7 +37,7 @@ print(colorsys.hsv_to_rgb is sys.modules["colorsys"].hsv_to_rgb)
 
 def test_what_is_copied_at_import_is_there_without_loading() -> None:
     code = """
-late.postpone({"colorsys": {"rgb_to_hsv": 1}})
+postponed.postpone({"colorsys": {"rgb_to_hsv": 1}})
 from colorsys import rgb_to_hsv
 print(rgb_to_hsv, type(sys.modules["colorsys"]).__name__)
 from colorsys import hsv_to_rgb
@@ -48,7 +48,7 @@ print(hsv_to_rgb.__name__, type(sys.modules["colorsys"]).__name__)
 
 def test_a_child_is_found_in_its_package() -> None:
     code = """
-late.postpone({"xml.sax": {}})
+postponed.postpone({"xml.sax": {}})
 import xml.sax
 print(type(xml.sax).__name__, xml.sax.SAXException.__name__, type(xml.sax).__name__)
 """
@@ -58,7 +58,7 @@ print(type(xml.sax).__name__, xml.sax.SAXException.__name__, type(xml.sax).__nam
 def test_a_module_that_is_loaded_stays() -> None:
     code = """
 import colorsys
-late.postpone({"colorsys": {"rgb_to_hsv": 1}})
+postponed.postpone({"colorsys": {"rgb_to_hsv": 1}})
 print(sys.modules["colorsys"] is colorsys, callable(colorsys.rgb_to_hsv))
 """
     assert python(code) == "True True"
@@ -66,7 +66,7 @@ print(sys.modules["colorsys"] is colorsys, callable(colorsys.rgb_to_hsv))
 
 def test_one_that_does_not_exist_says_so_at_its_use() -> None:
     code = """
-late.postpone({"no_such_module": {}})
+postponed.postpone({"no_such_module": {}})
 import no_such_module
 try:
     no_such_module.anything
@@ -80,15 +80,15 @@ except ImportError as error:
 @pytest.mark.parametrize(
     ("modules", "used"),
     [
-        ("livenessprobe.app", {"inspect"}),
-        ("livenessprobe.app, livenessprobe.driver", {"inspect"}),
-        ("livenessprobe.app, livenessprobe.driver, livenessprobe.metrics", {"inspect"}),
+        ("livenessprobe.serve", {"inspect"}),
+        ("livenessprobe.serve, livenessprobe.driver", {"inspect"}),
+        ("livenessprobe.serve, livenessprobe.driver, livenessprobe.metrics", {"inspect"}),
     ],
 )
 def test_the_program_leaves_unloaded_what_it_does_not_use(modules: str, used: set[str]) -> None:
     """Else a new version of a library has found a use for one, and the table promises what it does not keep."""
     code = f"""
-late.postpone(late.UNUSED)
+postponed.postpone(postponed.UNUSED)
 import {modules}
 {LOADED}
 import json
@@ -100,7 +100,7 @@ print(json.dumps(names))
 def test_every_entry_of_the_table_is_imported_by_something() -> None:
     code = """
 import http.server, grpc._channel, google.protobuf.wrappers_pb2, prometheus_client, dataclasses
-print(*(name for name in late.UNUSED if name not in sys.modules))
+print(*(name for name in postponed.UNUSED if name not in sys.modules))
 """
     assert python(code, measured=False) == ""
     assert UNUSED

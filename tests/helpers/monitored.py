@@ -3,7 +3,7 @@
 A minute lasts a second here: `hurried` divides every duration in the files by 60, and nothing else is changed but
 where the pods are learnt from: Debian's Prometheus is built without Kubernetes discovery, so a file gives the labels.
 
-    python tests/monitored.py docs/dashboard.svg
+    python tests/helpers/monitored.py docs/dashboard.svg
 
 plays an hour and a quarter of a driver's troubles in as many seconds, and draws the dashboard of that; see `make dashboard`.
 """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from livenessprobe.naming import LONGEST_DELAY, Naming
+from livenessprobe.driver_name import LONGEST_DELAY, Naming
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +75,7 @@ def scene() -> Iterator[Scene]:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, "livenessprobe.naming")
+    caplog.set_level(logging.INFO, "livenessprobe.driver_name")
     return caplog
 
 

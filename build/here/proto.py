@@ -6,7 +6,7 @@ from pathlib import Path
 
 from grpc_tools import protoc
 
-PROTO = Path(__file__).parent.parent / "proto"
+PROTO = Path(__file__).parent.parent.parent / "proto"
 
 
 def generate(folder: Path) -> None:
