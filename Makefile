@@ -101,7 +101,7 @@ clean:  ## remove everything that was built
 	rm -rf .venv bin dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.venv/done: build/here/requirements-dev.lock build/here/venv.sh
+.venv/done: build/here/requirements-test.lock build/here/venv.sh
 	@build/here/venv.sh "$(PYTHON)"
 
 # Packed anew too when asked for another target than it holds now.

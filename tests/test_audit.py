@@ -98,7 +98,7 @@ def test_what_was_found_before_the_database_went_away_fails() -> None:
     with database(200, "grpcio", most=4) as (service, _):
         done = run(service)
     assert "requirements.lock: 4 packages, known vulnerabilities: 1" in done.stdout
-    assert "NOT AUDITED, requirements-dev.lock and what follows" in done.stdout
+    assert "NOT AUDITED, requirements-test.lock and what follows" in done.stdout
     assert done.returncode == 1
 
 

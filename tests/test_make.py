@@ -33,12 +33,12 @@ def locked(name: str) -> dict[str, set[str]]:
 
 def test_locks_hold_what_the_project_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packed, all_of_it = locked("requirements.lock"), locked("requirements-dev.lock")
+    packed, all_of_it = locked("requirements.lock"), locked("requirements-test.lock")
 
     assert packed.items() <= all_of_it.items()
     for versions, wanted in [
         (packed, project["project"]["dependencies"]),
-        (all_of_it, project["dependency-groups"]["dev"]),
+        (all_of_it, project["dependency-groups"]["test"]),
     ]:
         for requirement in map(Requirement, wanted):
             assert all(map(requirement.specifier.contains, versions[requirement.name])), requirement
@@ -78,7 +78,7 @@ def test_what_the_machine_lacks_is_named_with_its_package(folder: Path, body: st
         f"PYTHON={python}",
     ]
     (folder / "build" / "here" / "venv.sh").symlink_to(ROOT / "build" / "here" / "venv.sh")
-    (folder / "build" / "here" / "requirements-dev.lock").touch()
+    (folder / "build" / "here" / "requirements-test.lock").touch()
 
     # As from a shell, though `make test` may run this.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-LOCKS = ("requirements.lock", "requirements-dev.lock")
+LOCKS = ("requirements.lock", "requirements-test.lock")
 # Only what pip-audit says of the service: what is wrong with a lock file, or itself, is a failure.
 UNREACHABLE = re.compile(r"requests\.exceptions\.|pip_audit\._service\.interface\.|Could not connect")
 

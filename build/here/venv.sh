@@ -22,5 +22,5 @@ rm -rf .venv
 
 # Every file is held by its hash, so a machine's own version constraints could only get in the way.
 PIP_CONSTRAINT=/dev/null PIP_USER=0 .venv/bin/python -m pip install -qq --disable-pip-version-check \
-    --require-hashes --only-binary=:all: --requirement build/here/requirements-dev.lock
+    --require-hashes --only-binary=:all: --requirement build/here/requirements-test.lock
 touch .venv/done
