@@ -67,6 +67,8 @@ class Config:
     metrics: Endpoint | None
     """Equal to health where one server has both; None where metrics are not served."""
     metrics_path: str
+    statusz: bool
+    """Whether /statusz and /flagz are served."""
     once: bool
     version: bool
     verbosity: int
@@ -110,6 +112,7 @@ FLAGS = (
     Flag("http-endpoint", string, "", "host:port, :port or [v6]:port that serves health and metrics; excludes health-port and metrics-address."),
     Flag("metrics-address", string, "", "host:port, :port or [v6]:port of a separate server for metrics alone; empty: no metrics."),
     Flag("metrics-path", string, "/metrics", "Path of the metrics; begins with a slash."),
+    Flag("statusz", boolean, "true", "Serve /statusz and /flagz, where health is served: plain text for people."),
     Flag("once", boolean, "", "Check once, print the verdict, and exit: 0 healthy, 3 no connection, 4 Probe failed, 5 not ready."),
     Flag("version", boolean, "", "Print the versions of the program, Python and grpcio, and exit."),
     Flag("v", unsigned, "0", "Log verbosity; 5 shows each call and reply."),
@@ -175,6 +178,7 @@ def parse(arguments: Sequence[str]) -> Config:
         health=health,
         metrics=metrics,
         metrics_path=path,
+        statusz=values["statusz"],
         once=values["once"],
         version=values["version"],
         verbosity=values["v"],

@@ -28,7 +28,7 @@ STRINGS = {
     "log-json-info-buffer-size": "0",
     "log-text-info-buffer-size": "0",
 }
-BOOLEANS = {"once", "version", "log-json-split-stream", "log-text-split-stream", "automaxprocs"}
+BOOLEANS = {"once", "version", "statusz", "log-json-split-stream", "log-text-split-stream", "automaxprocs"}
 OLD = {
     "logtostderr": "true",
     "alsologtostderr": "true",
@@ -60,6 +60,7 @@ def test_defaults() -> None:
         health=EVERYWHERE,
         metrics=None,
         metrics_path="/metrics",
+        statusz=True,
         once=False,
         version=False,
         verbosity=0,
@@ -89,6 +90,8 @@ def test_a_config_is_frozen() -> None:
         ("--metrics-address=", "metrics", None),
         ("--http-endpoint=", "health", EVERYWHERE),
         ("--metrics-path=/m", "metrics_path", "/m"),
+        ("--statusz", "statusz", True),
+        ("--statusz=false", "statusz", False),
         ("--once", "once", True),
         ("--once=false", "once", False),
         ("--version", "version", True),

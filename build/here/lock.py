@@ -28,7 +28,18 @@ def lock(name: str, purpose: str, *options: str) -> None:
 if __name__ == "__main__":
     packed = "build/here/requirements.lock"
     lock("requirements.lock", "What is packed into bin/livenessprobe.")
-    lock("requirements-build.lock", "What builds it and runs the demo.", "--group=build", f"--constraint={packed}")
+    lock(
+        "requirements-build.lock",
+        "What builds it and runs the demo.",
+        "--group=build",
+        f"--constraint={packed}",
+    )
     # The tests' environment is the build's and more, so both have the same versions.
     built = "build/here/requirements-build.lock"
-    lock("requirements-test.lock", "What tests it.", "--group=test", f"--constraint={packed}", f"--constraint={built}")
+    lock(
+        "requirements-test.lock",
+        "What tests it.",
+        "--group=test",
+        f"--constraint={packed}",
+        f"--constraint={built}",
+    )
