@@ -68,7 +68,9 @@ def build_image() -> str:
             return image
     if docker("pull", "--quiet", match[1], check=False):
         return match[1]
-    subprocess.run([ROOT / "build" / "base.sh", MADE_HERE], check=True, env=os.environ | {"DOCKER": DOCKER})
+    subprocess.run(
+        [ROOT / "build" / "here" / "base.sh", MADE_HERE], check=True, env=os.environ | {"DOCKER": DOCKER}
+    )
     return MADE_HERE
 
 
