@@ -22,8 +22,9 @@ SECONDS ?= 60
 # How long to torture, or the seed of one round to play again.
 MINUTES ?= 5
 SEED ?=
-# The manifests that check-manifest reads.
+# The manifests that check-manifest reads, and the image that it suggests, where that isn't registry.example's.
 FILE ?=
+SUGGEST ?=
 # A database of vulnerabilities with the interface of https://osv.dev.
 ADVISORIES ?= https://api.osv.dev/v1/query
 
@@ -82,8 +83,12 @@ load: .venv/done bin/livenessprobe  ## put storms of requests and a flood of hal
 torture: .venv/done bin/livenessprobe  ## run random lives of the driver, and random junk, for MINUTES=5 (SEED=… plays one round again)
 	@$(python) tests/helpers/torture.py --minutes $(MINUTES) --seed '$(SEED)'
 
-check-manifest: .venv/done  ## say what would change where this takes the reference's place in a manifest (FILE=path, or - for standard input)
-	@$(python) deploy/migration/check_manifest.py --image $(REGISTRY)/$(IMAGE):$(TAG) $(if $(FILE),'$(FILE)')
+check-manifest: bin/check-manifest  ## say what would change where this takes upstream's place in a manifest (FILE=path, or - for standard input; SUGGEST=image)
+	@$(python) bin/check-manifest $(if $(SUGGEST),--image '$(SUGGEST)') $(if $(FILE),'$(FILE)')
+
+bin/check-manifest: build/here/checker.py $(wildcard deploy/migration/*.py) livenessprobe/config.py livenessprobe/goflags.py livenessprobe/quoting.py .venv/done
+	@mkdir -p bin
+	@$(python) build/here/checker.py $@
 
 dashboard: .venv/done bin/livenessprobe  ## draw docs/dashboard.svg: what the Grafana dashboard shows of a recorded run, by a real Prometheus
 	$(python) tests/helpers/monitored.py docs/dashboard.svg

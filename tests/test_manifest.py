@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import checker
 import manifest
 import program
 import pytest
 import yaml
 import yaml_nodes
+from check_manifest import IMAGE as SUGGESTED
+from finding import Finding, Kind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sidecar import ADVISED_MEMORY, HEALTH_PATHS, LEAST_MEMORY, PROGRAM, Finding, Kind, check
+from probing import HEALTH_PATHS, sent
+from sidecar import ADVISED_MEMORY, LEAST_MEMORY, PROGRAM, check
 from yaml_nodes import ManifestError
+
+import livenessprobe
 
 if TYPE_CHECKING:
     from conftest import ProbeFactory
@@ -28,12 +39,21 @@ if TYPE_CHECKING:
 
 ROOT = program.ROOT
 FIELD = Path(__file__).parent / "helpers" / "field_manifests.yaml"
-SCRIPT = (sys.executable, str(ROOT / "deploy" / "migration" / "check_manifest.py"))
+
+
+@functools.cache
+def check_manifest() -> str:
+    """The file as `make bin/check-manifest` packs it."""
+    folder = tempfile.mkdtemp(prefix="lp")
+    atexit.register(shutil.rmtree, folder)
+    file = Path(folder) / "check-manifest"
+    checker.pack(file)
+    return str(file)
 
 
 def script(*arguments: str | Path, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [*SCRIPT, *arguments],
+        [check_manifest(), *arguments],
         capture_output=True,
         check=False,
         input=stdin.encode() if isinstance(stdin, str) else stdin,
@@ -148,6 +168,7 @@ GOOD: dict[str, Any] = {
                 "image": "registry.example/driver:v1.0",
                 "ports": [{"name": "healthz", "containerPort": 9808}],
                 "livenessProbe": {"httpGet": {"path": "/livez", "port": "healthz"}, "timeoutSeconds": 3},
+                "volumeMounts": [{"name": "socket-dir", "mountPath": "/plugin"}],
             },
             {
                 "name": "liveness-probe",
@@ -162,6 +183,7 @@ GOOD: dict[str, Any] = {
                 "volumeMounts": [{"name": "socket-dir", "mountPath": "/csi"}],
             },
         ],
+        "volumes": [{"name": "socket-dir", "emptyDir": {}}],
     },
 }
 ARGS, IMAGE, COMMAND = "spec.containers.1.args", "spec.containers.1.image", "spec.containers.1.command"
@@ -173,8 +195,14 @@ OWN = "spec.containers.1."
 A = "--csi-address=/csi/csi.sock"
 BOTH = [A, "--http-endpoint=:9808"]
 ELSEWHERE = {"name": "ELSEWHERE", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+VOLUMES, DRIVERS_VOLUME = "spec.volumes", "spec.containers.0.volumeMounts.0.name"
 ASK_HEALTH = {"httpGet": {"path": "/healthz", "port": 9808}, "timeoutSeconds": 3}
 ASK_METRICS = {"httpGet": {"path": "/metrics", "port": 9808}}
+
+
+def host(name: str, path: str) -> dict[str, Any]:
+    """A volume that is a folder of the node."""
+    return {"name": name, "hostPath": {"path": path}}
 
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
@@ -229,8 +257,36 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
     "a port that nobody serves": ({HTTP_GET + ".port": 9898}, (Kind.BREAKS, "asks port 9898, not 9808")),
     "a port as a number": ({HTTP_GET + ".port": 9808}, None),
     "a port as a text": ({HTTP_GET + ".port": "9808"}, None),
+    "a port that another container is told of": (
+        {HTTP_GET + ".port": 9898, "spec.containers.0.args": ["--health=:9898"]},
+        (Kind.ADVICE, "nobody hears"),
+    ),
+    "a port that another container has in a variable": (
+        {HTTP_GET + ".port": 9898, "spec.containers.0.env": [{"name": "PORT", "value": "9898"}]},
+        (Kind.ADVICE, "nobody hears"),
+    ),
+    "a port that is part of a number elsewhere": (
+        {HTTP_GET + ".port": 9898, "spec.containers.0.args": ["--limit=19898", "--rate=0.9898"]},
+        (Kind.BREAKS, "asks port 9898, not 9808"),
+    ),
+    "another sidecar's health": (
+        {
+            HTTP_GET: None,
+            "spec.initContainers": [
+                {"name": "registrar", "restartPolicy": "Always", "args": [A], "livenessProbe": {"httpGet": {"path": "/healthz", "port": 9809}}}
+            ],
+        },
+        (Kind.ADVICE, "nobody hears"),
+    ),
     "nobody asks": ({"spec.containers.0.livenessProbe": None}, (Kind.ADVICE, "nobody hears")),
     "another path": ({HTTP_GET + ".path": "/health"}, (Kind.BREAKS, "404")),
+    "a path without a slash": ({HTTP_GET + ".path": "healthz"}, None),
+    "a path with a query": ({HTTP_GET + ".path": "/healthz?verbose"}, None),
+    "a path with a slash too many": ({HTTP_GET + ".path": "/healthz/"}, (Kind.BREAKS, "asks /healthz/, which is 404")),
+    "a path with two slashes": ({HTTP_GET + ".path": "//healthz"}, (Kind.BREAKS, "asks //healthz, sent as /, which is 404")),
+    "a path that is none": ({HTTP_GET + ".path": "healthz:1"}, (Kind.BREAKS, "which the kubelet takes for no path")),
+    "no path": ({HTTP_GET + ".path": ""}, (Kind.BREAKS, "asks /, which is 404")),
+    "a query for metrics": ({ARGS: BOTH, OWN + "readinessProbe": {"httpGet": {"path": "metrics?a", "port": 9808}}}, None),
     "https": ({HTTP_GET + ".scheme": "HTTPS"}, (Kind.BREAKS, "plain HTTP")),
     "loopback in the pod": ({ARGS: [A, "--http-endpoint=localhost:9808"]}, (Kind.BREAKS, "asks the pod's address")),
     "loopback of the host": (
@@ -251,7 +307,7 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
         None,
     ),
     "the node's loopback": ({HTTP_GET + ".host": "127.0.0.1"}, (Kind.BREAKS, "remove host")),
-    "an impatient kubelet": ({TIMEOUT: None}, (Kind.ADVICE, "ends after 1s, a check may take 3s: write timeoutSeconds: 3")),
+    "an impatient kubelet": ({TIMEOUT: None}, (Kind.WARNS, "ends after 1s, a check may take 3s: write timeoutSeconds: 3")),
     "a livenessProbe of the sidecar": ({OWN + "livenessProbe": ASK_HEALTH}, (Kind.ADVICE, "restarts this container")),
     "a startupProbe of the sidecar": ({OWN + "startupProbe": ASK_HEALTH}, (Kind.ADVICE, "restarts this container")),
     "a readinessProbe of the sidecar": ({OWN + "readinessProbe": ASK_HEALTH}, None),
@@ -271,6 +327,32 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
         (Kind.BREAKS, "asks port 9898, not 9808"),
     ),
     "no volume": ({"spec.containers.1.volumeMounts": []}, (Kind.BREAKS, "no volume is mounted")),
+    "a volume that nobody declares": ({"spec.volumes": []}, (Kind.BREAKS, "socket-dir is declared nowhere")),
+    "a volume for each pod of a StatefulSet": (
+        {"spec.volumes": [], "spec.volumeClaimTemplates": [{"metadata": {"name": "socket-dir"}}]},
+        None,
+    ),
+    "another volume than the driver's": (
+        {VOLUMES: [{"name": "socket-dir", "emptyDir": {}}, {"name": "other", "emptyDir": {}}], DRIVERS_VOLUME: "other"},
+        (Kind.BREAKS, "socket-dir, where the socket /csi/csi.sock is to be, is not mounted by the driver"),
+    ),
+    "a volume below the driver's, by another name": (
+        {VOLUMES: [host("socket-dir", "/plugins/a"), host("all", "/plugins")], DRIVERS_VOLUME: "all"},
+        None,
+    ),
+    "a folder beside the driver's": (
+        {VOLUMES: [host("socket-dir", "/plugins/a"), host("all", "/plugins/b")], DRIVERS_VOLUME: "all"},
+        (Kind.BREAKS, "is not mounted by the driver"),
+    ),
+    "a volume over a part of another": (
+        {OWN + "volumeMounts": [{"name": "none", "mountPath": "/"}, {"name": "socket-dir", "mountPath": "/csi"}]},
+        None,
+    ),
+    "the pod's own folder, without a driver": ({"spec.containers.0.args": [A]}, (Kind.BREAKS, "is not mounted by the driver")),
+    "a folder of the node, without a driver": (
+        {"spec.containers.0.args": [A], VOLUMES: [host("socket-dir", "/plugins/a")]},
+        None,
+    ),
     "not a socket": ({ARGS: ["--csi-address=dns:///driver:10000"]}, None),
     "too little memory": ({LIMIT: "20Mi"}, (Kind.BREAKS, "memory limit of 20Mi")),
     "little memory": ({LIMIT: "40000k"}, (Kind.ADVICE, "38.147Mi is enough")),
@@ -344,6 +426,7 @@ def could_take(connection: str, probe: str) -> tuple[Kind, str]:
         ("v2.0.0", [], [ONE_SECOND]),
         ("v2.16.0", [], [ONE_SECOND]),
         ("v2.17.0", [], []),
+        ("v2.10.0-eks-1-27-3@sha256:0123", [], [ONE_SECOND]),
     ],
 )  # fmt: skip
 def test_what_a_release_did(release: str, arguments: list[str], expected: list[tuple[Kind, str]]) -> None:
@@ -351,6 +434,20 @@ def test_what_a_release_did(release: str, arguments: list[str], expected: list[t
     found = found_in({IMAGE: image, ARGS: [A, *arguments], OWN + "env": [ELSEWHERE]})
 
     assert [(each.kind, each.text) for each in found if each.kind in (Kind.BREAKS, Kind.CHANGES)] == expected
+
+
+@pytest.mark.parametrize("tag", ["v0.0.0", "v0.1.0", "v1.2.0", "v2.21.0", "v4.12", "v4.12.0@sha256:0123"])
+def test_a_tag_that_is_no_release_is_unknown(tag: str) -> None:
+    found = found_in({IMAGE: f"registry.example/ose-csi-livenessprobe:{tag}"})
+
+    [text] = findings_of(Kind.UNKNOWN, found)
+    assert text.startswith(".".join(re.findall("v?[0-9]+", tag)[:2]) + " is no release of upstream's")
+    assert {each.kind for each in found} == {Kind.ACCEPTED, Kind.UNKNOWN, Kind.SERVES}
+
+
+@pytest.mark.parametrize("tag", ["latest", "canary", "0.1.0", "v2"])
+def test_other_tags_say_nothing(tag: str) -> None:
+    assert not findings_of(Kind.UNKNOWN, found_in({IMAGE: f"registry.example/livenessprobe:{tag}"}))
 
 
 def test_init_containers() -> None:
@@ -442,7 +539,7 @@ def test_a_timeout_that_is_elsewhere_is_not_compared() -> None:
 
     found = found_in({ARGS: arguments, OWN + "env": [ELSEWHERE], TIMEOUT: None})
 
-    assert not findings_of(Kind.ADVICE, found)
+    assert not findings_of(Kind.WARNS, found)
 
 
 # ---- two sidecars of one pod
@@ -545,16 +642,48 @@ def test_two_sidecars_on_one_port_do_not_both_start(driver: FakeDriver, probe_fa
         ({"image": "$(IMAGE)", "name": "csi-liveness-probe", "args": ["--csi-address=$(WHERE)"]}, True),
         ({"image": "any", "command": ["/livenessprobe"]}, True),
         ({"image": "any", "command": ["C:\\livenessprobe.exe"]}, True),
-        ({"image": "registry.example/cephcsi", "name": "liveness-prometheus", "args": ["--type=liveness"]}, False),
+        ({"image": "registry.example/openshift/origin-csi-livenessprobe:4.12"}, True),
+        ({"image": "registry.example/openshift4/ose-csi-livenessprobe-rhel9@sha256:0123"}, True),
+        ({"image": "registry.example/rancher/mirrored-sig-storage-livenessprobe:v2.12.0"}, True),
+        ({"image": "registry.example/eks-distro/kubernetes-csi-livenessprobe:v2.10.0-eks-1-27-3"}, True),
+        ({"image": "registry.example/csi:5", "name": "csi-probe"}, None),
+        ({"image": "registry.example/csi:5", "name": "liveness-probe"}, None),
+        ({"image": "registry.example/csi-liveness:5", "name": "x"}, None),
+        ({"image": "registry.example/csi:5", "name": "x", "command": ["/x", A], "args": ["-probe-timeout=1s"]}, None),
+        ({"image": "registry.example/cephcsi", "name": "liveness-prometheus", "args": ["--type=liveness"]}, None),
         ({"image": "registry.example/provisioner", "name": "p", "args": ["--csi-address=/csi/csi.sock"]}, False),
         ({"image": "registry.example/livenessprobe/tools:1"}, False),
         ({"image": "any", "command": ["cp", "/livenessprobe"]}, False),
     ],
 )  # fmt: skip
-def test_which_containers(container: dict[str, Any], found: bool) -> None:
+def test_which_containers(container: dict[str, Any], found: bool | None) -> None:
+    """None: it looks like one."""
     document = {"kind": "Pod", "spec": {"containers": [container]}}
 
-    assert [len(pod.containers) for pod in manifest.pods(yaml.safe_dump(document))] == [1] * found
+    pods = manifest.pods(yaml.safe_dump(document))
+
+    assert [len(pod.containers) for pod in pods] == {True: [1], None: [0], False: []}[found]
+    assert [pod.lookalikes for pod in pods if not pod.containers] == [(container.get("name"),)] * (
+        found is None
+    )
+
+
+def test_what_looks_like_one_is_told_of() -> None:
+    alike = {"name": "csi-probe", "image": "registry.example/csi:5"}
+    alone = {"kind": "Pod", "metadata": {"name": "\x1b[2J"}, "spec": {"containers": [alike]}}
+    beside = changed({"spec.containers.0": GOOD["spec"]["containers"][0] | alike})
+
+    one, two = (script("-", stdin=yaml.safe_dump(document)) for document in (alone, beside))
+
+    assert one.stdout == (
+        "Pod \\x1b[2J, container csi-probe\n  looks like a livenessprobe, not judged\n\n"
+        "livenessprobe containers: 0; with something that would break: 0; that look like one, not judged: 1\n"
+    )
+    assert "\nPod csi, container csi-probe\n  looks like a livenessprobe, not judged\n\n" in two.stdout
+    assert two.stdout.endswith(
+        "containers: 1; with something that would break: 0; that look like one, not judged: 1\n"
+    )
+    assert (one.returncode, two.returncode) == (0, 0)
 
 
 POD = {"spec": GOOD["spec"]}
@@ -664,8 +793,84 @@ def test_variables_are_replaced_as_the_kubelet_does() -> None:
 
     assert expanded({}).args == ("/csi/csi.sock", "ab", "$(DIR)", "$(NONE)", "$(DIR", "$", "c", "-d=e")
     assert expanded({}).unknown == ("-a $(NODE)", "-b=$(BOTH)", "$(NODE)")
+    assert expanded({}).undefined == (("$(NONE)", "NONE"),)
+    chain = [
+        {"name": "A", "value": "$(LATER)"},
+        {"name": "LATER", "value": "x"},
+        {"name": "B", "value": "$(A)"},
+    ]
+    assert expanded({"env": chain, "args": ["$(B)"]}).undefined == (("$(B)", "LATER"),)
     # With more variables elsewhere, an undefined one may be there.
-    assert expanded({"envFrom": [{"configMapRef": {"name": "y"}}]}).unknown[0] == "$(NONE)"
+    incomplete = expanded({"envFrom": [{"configMapRef": {"name": "y"}}]})
+    assert (incomplete.unknown[0], incomplete.undefined) == ("$(NONE)", ())
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--csi-address=$(NOWHERE)", "the container has no variable NOWHERE, so the text stays as it is"),
+        ("--csi-address=/csi/$(NOWHERE).sock", "the container has no variable NOWHERE"),
+        (
+            "--csi-address=${ADDRESS}",
+            "Kubernetes does not replace ${ADDRESS}: write $(ADDRESS), or the value",
+        ),
+        ("--csi-address=/csi/csi.sock --v=5", "two flags in one argument"),
+        ("--csi-address=/csi/csi.sock\n--v=5", "two flags in one argument"),
+        ("--csi-address=/csi/csi.sock\n", "a character that cannot be printed"),
+        ("--csi-address=/csi/csi\x1b[2J.sock", "a character that cannot be printed"),
+        ("--csi-address= /csi/csi.sock", "a blank in an argument"),
+        ("--csi-address /csi/csi.sock", "a blank in an argument"),
+    ],
+)
+def test_an_argument_that_is_not_what_was_meant_breaks(argument: str, expected: str) -> None:
+    done = script("-", stdin=yaml.safe_dump(changed({ARGS: [argument]})))
+
+    escaped = argument.replace("\n", "\\n").replace("\x1b", "\\x1b")
+    assert f"  breaks    {escaped}: {expected}" in done.stdout
+    assert done.returncode == 1
+    assert done.stdout.replace("\n", "").isprintable()
+
+
+def test_folded_yaml_is_seen_through() -> None:
+    text = yaml.safe_dump(changed({ARGS: ["FOLDED"]})).replace(
+        "- FOLDED", f"- >-\n        {A}\n        --v=5\n"
+    )
+
+    assert f"breaks    {A} --v=5: two flags in one argument" in script("-", stdin=text).stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "request_path"),
+    [
+        ("/healthz", "/healthz"),
+        ("healthz", "/healthz"),
+        ("", "/"),
+        ("/healthz?verbose", "/healthz"),
+        ("/healthz#x?y", "/healthz"),
+        ("/healthz/", "/healthz/"),
+        ("//healthz", "/"),
+        ("//x/healthz", "/healthz"),
+        ("///healthz", "///healthz"),
+        ("https://x:1/healthz", "/healthz"),
+        ("https://x", "/"),
+        ("https:/healthz", "/healthz"),
+        ("https:healthz", ""),
+        ("/health z", "/health%20z"),
+        ("/%68ealthz", "/%68ealthz"),
+        ("/healthz\n", "/healthz%0A"),
+        ("healthz?\n", "/healthz%3F%0A"),
+    ],
+)
+def test_paths_as_the_kubelet_sends_them(path: str, request_path: str) -> None:
+    assert sent(path) == request_path
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/healthz/", "//healthz", "/%68ealthz", "/healthz%20"])
+def test_a_path_is_found_where_the_program_serves_it(path: str, probe: program.Probe) -> None:
+    """What is sent for `path`, and the rule on it, beside what the program answers."""
+    found = found_in({HTTP_GET + ".path": path})
+
+    assert (probe.get(sent(path)).status == 404) == bool(findings_of(Kind.BREAKS, found))
 
 
 # ---- files that are none, exit codes
@@ -721,10 +926,48 @@ def test_exit_codes_and_image() -> None:
 
     assert (fine.returncode, both.returncode, none.returncode) == (0, 1, 0)
     assert both.stdout.endswith("\nlivenessprobe containers: 2; with something that would break: 1\n")
-    assert none.stdout == "livenessprobe containers: 0; with something that would break: 0\n"
+    assert none.stdout == (
+        "livenessprobe containers: 0; with something that would break: 0\n"
+        "Nothing here looks like one: no image, program, name or flags of a livenessprobe in any pod.\n"
+    )
     named = script("--image=registry.example/livenessprobe:v2.19.0", "-", stdin=good)
     assert "image " not in named.stdout
-    assert "  image     quay.io/k8scsi/livenessprobe:canary (instead of registry.example/" in fine.stdout
+    assert f"  image     {SUGGESTED} (instead of registry.example/" in fine.stdout
+
+
+def test_the_suggested_image_is_of_this_version() -> None:
+    """And at a registry that nobody has: upstream's own image has the name that the Makefile gives to a build."""
+    assert f"registry.example/csi/livenessprobe:{livenessprobe.__version__}" == SUGGESTED
+
+
+# ---- the file
+
+
+def test_the_file_is_the_same_whenever_it_is_packed(folder: Path) -> None:
+    checker.pack(folder / "again")
+
+    assert (folder / "again").read_bytes() == Path(check_manifest()).read_bytes()
+
+
+def test_the_file_needs_nothing_but_a_python(folder: Path) -> None:
+    """Outside of a checkout, with the Python's own modules alone, and a folder of ours beside it that is not for it."""
+    copy = folder / "check-manifest"
+    shutil.copy(check_manifest(), copy)
+    (folder / "livenessprobe").mkdir()
+    (folder / "livenessprobe" / "__init__.py").write_text("raise SystemExit('not this one')")
+    done = subprocess.run(
+        [sys.executable, "-IS", copy, "-"],
+        capture_output=True,
+        check=False,
+        cwd=folder,
+        input=yaml.safe_dump(GOOD),
+        text=True,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "containers: 1;" in done.stdout
+    with zipfile.ZipFile(copy) as packed:
+        assert {"livenessprobe/LICENSE", "yaml/LICENSE"} <= set(packed.namelist())
 
 
 def make(*variables: str) -> subprocess.CompletedProcess[str]:
@@ -735,11 +978,11 @@ def make(*variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_make_target() -> None:
-    done = make(f"FILE={FIELD}", "TAG=0.1.0")
+    done = make(f"FILE={FIELD}", "SUGGEST=registry.test/probe:1")
 
     assert done.returncode == 2
     assert "check-manifest] Error 1" in done.stderr
-    assert done.stdout == FIELD.with_suffix(".txt").read_text().replace(":canary", ":0.1.0")
+    assert done.stdout == FIELD.with_suffix(".txt").read_text().replace(SUGGESTED, "registry.test/probe:1")
 
 
 def test_make_target_takes_a_name_with_a_blank(folder: Path) -> None:
@@ -756,7 +999,7 @@ def test_make_target_takes_a_name_with_a_blank(folder: Path) -> None:
 def test_ends_in_silence_when_nobody_reads_on() -> None:
     nobody, output = os.pipe()
     os.close(nobody)
-    done = subprocess.run([*SCRIPT, FIELD], check=False, stdout=output, stderr=subprocess.PIPE)
+    done = subprocess.run([check_manifest(), FIELD], check=False, stdout=output, stderr=subprocess.PIPE)
     os.close(output)
 
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import manifest
 import program
 import pytest
-from sidecar import Kind, check
+from finding import Kind
+from sidecar import check
 from test_docs import README, code_blocks, column, table
+from test_manifest import check_manifest
 
 from livenessprobe import config, health
 from livenessprobe.health import History
@@ -85,8 +86,8 @@ def test_ports_are_those_of_the_field() -> None:
     used = set()
     for pod in manifest.pods((Path(__file__).parent / "helpers" / "field_manifests.yaml").read_text()):
         used |= {str(probe.port) for probe in pod.probes}
-    # Not on the host, and each of them could be another.
-    assert used - taken == {"9909"}
+    # Not on the host, and each of them could be another; and the registrar's own.
+    assert used - taken == {"9809", "9909"}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def _in_ticks(cells: list[str]) -> list[str]:
 
 
 def test_migration_tells_of_each_flag() -> None:
-    told = _in_ticks(column(MIGRATION, "flag", "the reference", "here", "verdict"))
+    told = _in_ticks(column(MIGRATION, "flag", "upstream", "here", "verdict"))
 
     assert sorted(told) == sorted(flag.name for flag in config.FLAGS)
 
@@ -192,7 +193,7 @@ def test_migration_names_our_messages() -> None:
     ours = set(column(README, "message", "severity", "meaning", "what to do"))
     ours |= set(column(README, "message", "from", "meaning"))
 
-    named = set(_in_ticks([row[1] for row in table(MIGRATION, "the reference (v2.12 on)", "here")]))
+    named = set(_in_ticks([row[1] for row in table(MIGRATION, "upstream (v2.12 on)", "here")]))
 
     assert named > {"Serving", "CSI driver is not healthy"}
     assert named - {"-v=5", "--once"} <= ours
@@ -203,7 +204,7 @@ def test_all_pages_tell_the_memory_that_was_measured() -> None:
     without = measured["resident memory after 2,000 checks, without metrics"]
     with_metrics = measured["the same, with metrics"]
     reckoned = dict(row[:2] for row in table(OPERATIONS, "measured", "figure", "shown by"))
-    told = {row[0]: row[2] for row in table(MIGRATION, "figure", "the reference", "here", "verdict")}
+    told = {row[0]: row[2] for row in table(MIGRATION, "figure", "upstream", "here", "verdict")}
 
     assert reckoned["resident memory, with metrics"] == with_metrics
     assert told["memory, resident"] == f"{without}, {with_metrics} with metrics"
@@ -211,7 +212,7 @@ def test_all_pages_tell_the_memory_that_was_measured() -> None:
 
 @pytest.mark.parametrize("subject", ["flag", "event", "request", "metric", "figure"])
 def test_migration_judges_each_row(subject: str) -> None:
-    rows = table(MIGRATION, subject, "the reference", "here", "verdict")
+    rows = table(MIGRATION, subject, "upstream", "here", "verdict")
 
     assert rows
     assert {re.split("[: ]", row[3])[0] for row in rows} <= {"same", "better", "different"}
@@ -228,6 +229,7 @@ spec:
       - name: driver
         ports: [{name: healthz, containerPort: 9808}]
         livenessProbe: {httpGet: {path: /healthz, port: healthz}, timeoutSeconds: 3}
+        volumeMounts: [{name: socket-dir, mountPath: /csi}]
       - name: liveness-probe
         image: registry.k8s.io/sig-storage/livenessprobe:v2.10.0
         args: ["--csi-address=$(ADDRESS)", "--logtostderr", "--v=5"]
@@ -238,14 +240,12 @@ spec:
           allowPrivilegeEscalation: false
           capabilities: {drop: [ALL]}
         volumeMounts: [{name: socket-dir, mountPath: /csi}]
+      volumes: [{name: socket-dir, hostPath: {path: /var/lib/kubelet/plugins/csi.example.com}}]
 """
 
 
 def test_the_report_in_migration_is_real() -> None:
-    script = ROOT / "deploy" / "migration" / "check_manifest.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "-"], capture_output=True, check=False, input=SAMPLE, text=True
-    )
+    done = subprocess.run([check_manifest(), "-"], capture_output=True, check=False, input=SAMPLE, text=True)
     [shown] = code_blocks(MIGRATION, "text")
 
     assert done.stdout.startswith(shown + "\n")

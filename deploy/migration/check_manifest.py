@@ -1,6 +1,6 @@
 """Says what would change where this livenessprobe takes the place of the one in a manifest.
 
-    python deploy/migration/check_manifest.py [--image IMAGE] FILE...        (-: standard input)
+    python bin/check-manifest [--image IMAGE] FILE...        (-: standard input)
 
 The arguments are read by livenessprobe.config itself, so the check and the program never disagree.
 Exit code 0: nothing would break; 1: something would; 2: a file cannot be read, or is no manifest.
@@ -12,14 +12,21 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from manifest import Container, Pod, pods
-from sidecar import Finding, Kind, check
+from finding import Finding, Kind
+from manifest import pods
+from sidecar import check
 from yaml_nodes import ManifestError
 
-IMAGE = "quay.io/k8scsi/livenessprobe:canary"
+from livenessprobe.quoting import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manifest import Container, Pod
+
+IMAGE = "registry.example/csi/livenessprobe:0.1.0"
 
 
 def report(pod: Pod, container: Container, image: str) -> tuple[list[str], bool]:
@@ -32,15 +39,19 @@ def report(pod: Pod, container: Container, image: str) -> tuple[list[str], bool]
     return lines, any(finding.kind in (Kind.REFUSED, Kind.BREAKS) for finding in findings)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Check the files; return the exit code."""
-    parser = argparse.ArgumentParser(description="What would change where this livenessprobe takes over?")
+    # As other tools end where the reader, such as `head`, has seen enough.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    parser = argparse.ArgumentParser(
+        prog="check-manifest", description="What would change where this livenessprobe takes over?"
+    )
     parser.add_argument("--image", default=IMAGE, help=f"the image to suggest (default: {IMAGE})")
     parser.add_argument("files", nargs="*", metavar="FILE", help="a manifest; - is standard input")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not options.files:
-        return _fail("no manifest given: make check-manifest FILE=path, or FILE=- for standard input")
-    checked = broken = 0
+        return _fail("no manifest given: name a FILE (FILE=path with make), or - for standard input")
+    checked = broken = alike = 0
     for name in options.files:
         try:
             data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
@@ -54,18 +65,27 @@ def main() -> int:
         for pod in found:
             for container in pod.containers:
                 lines, breaks = report(pod, container, options.image)
-                print("\n".join(lines), end="\n\n")
+                _print(lines)
                 checked, broken = checked + 1, broken + breaks
-    print(f"livenessprobe containers: {checked}; with something that would break: {broken}")
+            for like in pod.lookalikes:
+                _print([f"{pod.name}, container {like}", "  looks like a livenessprobe, not judged"])
+                alike += 1
+    total = f"livenessprobe containers: {checked}; with something that would break: {broken}"
+    print(f"{total}; that look like one, not judged: {alike}" if alike else total)
+    if not checked + alike:
+        print("Nothing here looks like one: no image, program, name or flags of a livenessprobe in any pod.")
     return 1 if broken else 0
 
 
+def _print(lines: Sequence[str]) -> None:
+    # What a manifest holds may be meant for the terminal.
+    print(*map(printable, lines), sep="\n", end="\n\n")
+
+
 def _fail(text: str) -> int:
-    print(f"check-manifest: {' '.join(text.split())}", file=sys.stderr)
+    print(f"check-manifest: {printable(' '.join(text.split()))}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
-    # As other tools end where the reader, such as `head`, has seen enough.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

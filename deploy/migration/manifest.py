@@ -6,20 +6,23 @@ A file is often all of a cluster: so nothing in it is an error but what is read 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from environment import Environment
 from yaml_nodes import ManifestError, Node, documents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 # Where the pod's spec is, in kinds that do not have it at spec.template.spec.
 _SPEC_AT = {"Pod": "spec", "PodTemplate": "template.spec", "CronJob": "spec.jobTemplate.spec.template.spec"}
-# An image that is still a template may be anything: to read it says so.
-_BY_IMAGE = re.compile(r"(^|/)(csi-)?liveness-?probe([:@]|$)|\{\{")
+# By the last part of its name, which others who build it lengthen: ose-csi-livenessprobe-rhel9. An image that is still a
+# template may be anything: to read it says so.
+_BY_IMAGE = re.compile(r"liveness-?probe[^/:@]*([:@][^/]*)?$|\{\{")
 _BY_NAME = re.compile(r"liveness-?probe")
 _BY_PROGRAM = re.compile(r"(^|[/\\])livenessprobe(\.exe)?$")
+_ALIKE = re.compile(r"liveness|csi-?probe")
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 _SYSTEM_LABELS = ("kubernetes.io/os", "beta.kubernetes.io/os")
 
@@ -45,6 +48,26 @@ class HTTPProbe:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """Where a container has a volume."""
+
+    path: str
+    volume: str
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A container beside a livenessprobe that is none itself, and runs while the pod does."""
+
+    name: str
+    words: tuple[str, ...]
+    """Of its command and arguments, and the values of its variables."""
+    mounts: tuple[Mount, ...]
+    client: bool
+    """Whether it calls the driver, as the other sidecars do, and so is not the driver."""
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """A livenessprobe container, with what it takes over from the pod's security context."""
 
@@ -54,9 +77,11 @@ class Container:
     args: tuple[str, ...]
     unknown: tuple[str, ...]
     """Arguments, as they are written, that use a variable whose value is elsewhere; they are not in args."""
+    undefined: tuple[tuple[str, str], ...]
+    """Arguments, and the variable in each that the container does not have."""
     must_end: bool
     """Whether the pod waits for its end: an init container that is no native sidecar."""
-    mounts: tuple[str, ...]
+    mounts: tuple[Mount, ...]
     memory_request: float | None
     """Bytes; None for 0 too, which bounds nothing."""
     memory_limit: float | None
@@ -74,11 +99,16 @@ class Pod:
 
     name: str
     """With the kind that it stands in: `DaemonSet csi-node`."""
-    containers: tuple[Container, ...]
-    """Those that run a livenessprobe, in the order of their start."""
-    probes: tuple[HTTPProbe, ...]
-    host_network: bool
-    windows: bool
+    lookalikes: tuple[str, ...]
+    """The names of the containers that may be a livenessprobe, and cannot be told."""
+    containers: tuple[Container, ...] = ()
+    """Those that run a livenessprobe, in the order of their start. Where there is none, nothing below is read."""
+    neighbours: tuple[Neighbour, ...] = ()
+    probes: tuple[HTTPProbe, ...] = ()
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    """The path on the node by the volume's name; empty for all that is no folder of the node."""
+    host_network: bool = False
+    windows: bool = False
 
 
 def pods(text: str) -> list[Pod]:
@@ -101,20 +131,31 @@ def _pod(found: Node, kind: str) -> Pod | None:
         kind = found["kind"].text() or kind
         spec = found.at(_SPEC_AT.get(kind, "spec.template.spec"))
         init, regular = spec["initContainers"].items(), spec["containers"].items()
-        init_sidecars, sidecars = list(filter(_is_sidecar, init)), list(filter(_is_sidecar, regular))
+        sidecars = [each for each in (*init, *regular) if _is_sidecar(each)]
+        others = [each for each in (*init, *regular) if each not in sidecars]
+        alike = tuple("".join(each["name"].words()) for each in others if _looks_like_one(each))
+        metadata = found["metadata"]
+        names = [*metadata["name"].words(), *metadata["generateName"].words()]
     except ManifestError:  # a custom resource may have anything in these places
         return None
-    if not init_sidecars and not sidecars:
-        return None
-    metadata = found["metadata"]
+    name = " ".join([kind, *names[:1]])
+    if not sidecars:
+        return Pod(name, alike) if alike else None
+
+    def ends(container: Node) -> bool:
+        return container in init and container["restartPolicy"].text() != "Always"
+
     systems = [spec.at("os.name"), *(spec["nodeSelector"][label] for label in _SYSTEM_LABELS)]
     return Pod(
-        name=f"{kind} {metadata['name'].text() or metadata['generateName'].text()}".rstrip(),
-        containers=(
-            *(_container(each, spec, each["restartPolicy"].text() != "Always") for each in init_sidecars),
-            *(_container(each, spec, False) for each in sidecars),
-        ),
+        name,
+        alike,
+        containers=tuple(_container(each, spec, ends(each)) for each in sidecars),
+        neighbours=tuple(_neighbour(each) for each in others if not ends(each)),
         probes=tuple(probe for each in (*init, *regular) for probe in _probes(each)),
+        volumes={
+            **{each["name"].text(): each["hostPath"]["path"].text() for each in spec["volumes"].items()},
+            **{each["metadata"]["name"].text(): "" for each in found.at("spec.volumeClaimTemplates").items()},
+        },
         host_network=bool(spec["hostNetwork"].flag()),
         windows="windows" in [system.text() for system in systems],
     )
@@ -128,20 +169,45 @@ def _is_sidecar(container: Node) -> bool:
     return any(map(_BY_NAME.search, name)) and any("-csi-address" in word for word in (*command, *args))
 
 
+def _looks_like_one(container: Node) -> bool:
+    """Whether a name, an image or two flags make one think of a livenessprobe."""
+    names = [word.rpartition("/")[2] for key in ("image", "name") for word in container[key].words()]
+    given = " ".join([*container["command"].words(), *container["args"].words()])
+    return any(map(_ALIKE.search, names)) or ("-csi-address" in given and "-probe-timeout" in given)
+
+
+def _neighbour(found: Node) -> Neighbour:
+    words = (*found["command"].words(), *found["args"].words())
+    values = (word for variable in found["env"].items() for word in variable["value"].words())
+    return Neighbour(
+        name="".join(found["name"].words()),
+        words=(*words, *values),
+        mounts=_mounts(found),
+        client=any("-csi-address" in word for word in words),
+    )
+
+
+def _mounts(container: Node) -> tuple[Mount, ...]:
+    return tuple(
+        Mount(mount["mountPath"].text(), mount["name"].text()) for mount in container["volumeMounts"].items()
+    )
+
+
 def _container(found: Node, spec: Node, must_end: bool) -> Container:
     own, shared = found["securityContext"], spec["securityContext"]
     user, non_root = own["runAsUser"].number(), own["runAsNonRoot"].flag()
-    environment = _Environment(found)
-    command, unknown_command = environment.expand(found["command"])
-    args, unknown_args = environment.expand(found["args"])
+    environment = Environment(found)
+    command, unknown_command, undefined_command = environment.expand(found["command"])
+    args, unknown_args, undefined_args = environment.expand(found["args"])
     return Container(
         name=found["name"].text(),
         image=found["image"].text(),
         command=command,
         args=args,
         unknown=unknown_command + unknown_args,
+        undefined=undefined_command + undefined_args,
         must_end=must_end,
-        mounts=tuple(mount["mountPath"].text() for mount in found["volumeMounts"].items()),
+        mounts=_mounts(found),
         memory_request=found.at("resources.requests.memory").quantity() or None,
         memory_limit=found.at("resources.limits.memory").quantity() or None,
         user=shared["runAsUser"].number() if user is None else user,
@@ -151,49 +217,6 @@ def _container(found: Node, spec: Node, must_end: bool) -> Container:
         may_escalate=own["allowPrivilegeEscalation"].flag() is not False,
         drops_all="ALL" in [each.text() for each in own.at("capabilities.drop").items()],
     )
-
-
-class _Environment:
-    """The variables of a container, for `$(NAME)` in its arguments."""
-
-    def __init__(self, container: Node) -> None:
-        self._incomplete = container["envFrom"].value is not None
-        self._values: dict[str, str | None] = {}
-        for variable in container["env"].items():
-            elsewhere = variable["valueFrom"].value is not None
-            # A value may use the variables before it.
-            value = None if elsewhere else self._replace(variable["value"].text())
-            self._values[variable["name"].text()] = value
-
-    def expand(self, arguments: Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the arguments that are known, expanded, and those that are not, as they are written."""
-        known: list[str] = []
-        unknown: list[str] = []
-        for argument in arguments.items():
-            written = argument.text()
-            expanded = self._replace(written)
-            if expanded is not None:
-                known.append(expanded)
-            elif not written.startswith("-") and known and re.fullmatch("-[^=]+", known[-1]):
-                unknown.append(f"{known.pop()} {written}")  # the flag that it is the value of
-            else:
-                unknown.append(written)
-        return tuple(known), tuple(unknown)
-
-    def _replace(self, text: str) -> str | None:
-        """Replace variables as the kubelet does: `$$` is a dollar, what is not defined stays. None: one is unknown."""
-        unknown = False
-
-        def value(found: re.Match[str]) -> str:
-            nonlocal unknown
-            if found[0] == "$$":
-                return "$"
-            known = self._values.get(found[1], None if self._incomplete else found[0])
-            unknown |= known is None
-            return known or ""
-
-        expanded = re.sub(r"\$\$|\$\(([^)]*)\)", value, text)
-        return None if unknown else expanded
 
 
 def _probes(container: Node) -> Iterator[HTTPProbe]:

@@ -1,54 +1,30 @@
-"""What this livenessprobe would make of a sidecar's arguments, probes, ports, limits and user; pure rules."""
+"""What this livenessprobe would make of a sidecar's arguments, probes, ports, volumes, limits and user; pure rules."""
 
 from __future__ import annotations
 
-import enum
-import math
 import re
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from livenessprobe import config, goflags
+from arguments import SERVING, arguments, parse, served, unknown, written
+from finding import Finding, Kind
+from probing import HEALTH_PATHS, probes
+from releases import origin
+
 from livenessprobe.quoting import quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from manifest import Container, HTTPProbe, Pod
+    from manifest import Container, Mount, Pod
 
     from livenessprobe.config import Config, Endpoint
 
 PROGRAM = "/livenessprobe"
-HEALTH_PATHS = ("/healthz", "/livez", "/readyz")
 LEAST_MEMORY, ADVISED_MEMORY = 32, 64  # MiB, see docs/image.md
-# The flags that say whether it serves, what, and where.
-_SERVING = frozenset(("once", "version", "http-endpoint", "health-port", "metrics-address", "metrics-path"))
-_LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[?::1\]?", re.IGNORECASE)
 _EVERYWHERE = re.compile(r"(0\.0\.0\.0|::)?")
 _SHELLS = ("sh", "bash", "dash", "ash", "busybox")
-
-
-class Kind(enum.Enum):
-    """What a finding means for who deploys; REFUSED and BREAKS have to be dealt with first."""
-
-    ACCEPTED = "accepted"
-    REFUSED = "refused"
-    BREAKS = "breaks"
-    WARNS = "warns"
-    UNKNOWN = "unknown"
-    SERVES = "serves"
-    CHANGES = "changes"
-    ADVICE = "advice"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report."""
-
-    kind: Kind
-    text: str
 
 
 def check(pod: Pod, container: Container) -> Iterator[Finding]:
@@ -69,12 +45,8 @@ def check(pod: Pod, container: Container) -> Iterator[Finding]:
         yield Finding(
             Kind.CHANGES, "the program is copied into an image of your own: take the one below, or see README"
         )
-    for written in container.unknown:
-        yield Finding(
-            Kind.UNKNOWN,
-            f"{written}: the variable's value is not in this file; not checked, nor what depends on it",
-        )
-    accepted = _parse(container)
+    yield from written(container)
+    accepted = parse(container)
     if isinstance(accepted, Finding):
         yield accepted
     else:
@@ -83,84 +55,21 @@ def check(pod: Pod, container: Container) -> Iterator[Finding]:
     yield from _security(container)
 
 
-def _arguments(container: Container) -> tuple[str, ...]:
-    return (*container.command[1:], *container.args)
-
-
-def _parse(container: Container) -> Config | Finding:
-    """Read the arguments as the program does: what it accepts, or a finding in its own words."""
-    try:
-        return config.parse(_arguments(container))
-    except goflags.HelpRequested:
-        return Finding(Kind.BREAKS, "it prints its usage and ends")
-    except goflags.FlagError as error:
-        return Finding(Kind.REFUSED, f"exit 2: {error}")
-    except config.ConfigError as error:
-        values = {"err": error.reason, "flag": error.flag, "value": error.value}
-        pairs = "".join(f" {key}={quote(value)}" for key, value in values.items())
-        return Finding(Kind.REFUSED, f'exit 1: "Bad configuration"{pairs}')
-
-
-def _unknown(container: Container) -> set[str]:
-    """Name the flags whose values are elsewhere; all flags, where an unknown argument does not say its flag."""
-    names = {re.split("[= ]", written.lstrip("-"))[0] for written in container.unknown}
-    known = {flag.name for flag in config.FLAGS}
-    return known if names - known else names
-
-
 def _flags(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding]:
     """Judge the flags' values, but none by the default of a flag whose value is elsewhere."""
-    unknown = _unknown(container)
-    written = " ".join(_arguments(container)) or "no arguments"
-    yield Finding(Kind.ACCEPTED, f"{written} (without the unknown)" if unknown else written)
+    elsewhere = unknown(container)
+    line = " ".join(arguments(container)) or "no arguments"
+    yield Finding(Kind.ACCEPTED, f"{line} (without the unknown)" if elsewhere else line)
     for message, flag in accepted.warnings:
         yield Finding(Kind.WARNS, f"{quote(message)} flag={quote(flag)}")
-    yield from _origin(accepted, container)
-    if not unknown & {"once", "version"}:
+    yield from origin(accepted, container)
+    if not elsewhere & {"once", "version"}:
         yield from _lifetime(accepted, container)
-    if not accepted.once and not unknown & _SERVING:
+    if not accepted.once and not elsewhere & SERVING:
         yield from _endpoints(accepted, pod, container)
-        for probe in _reaching(accepted, pod):
-            yield from _request(probe, accepted, pod)
-            if not _measures(probe, accepted):
-                yield from _answer(probe, accepted, container)
-    if "csi-address" not in unknown:
-        yield from _socket(accepted, container)
-
-
-def _origin(accepted: Config, container: Container) -> Iterator[Finding]:
-    """Tell what was different in the reference's release that the image's tag names."""
-    tag = re.search(r"liveness-?probe:v([0-9]+)\.([0-9]+)", container.image)
-    if tag is None:
-        return
-    release, unknown = (int(tag[1]), int(tag[2])), _unknown(container)
-    given = unknown.union(goflags.parse(_arguments(container), config.FLAGS))
-    if release < (1, 0):
-        yield Finding(
-            Kind.BREAKS, "releases before v1.0 probe drivers of CSI 0.x; this program calls csi.v1.Identity"
-        )
-    elif release < (1, 1) and not unknown & {"connection-timeout", "probe-timeout"}:
-        yield Finding(
-            Kind.CHANGES,
-            f"a check could take --connection-timeout, {accepted.connection_timeout:g}s; "
-            f"now it takes --probe-timeout, {accepted.probe_timeout:g}s, at most",
-        )
-    elif (1, 1) <= release < (2, 17) and "probe-timeout" not in given:
-        yield Finding(Kind.CHANGES, "--probe-timeout was 1s where it was not given, and is 3s")
-    if release == (1, 1) and "connection-timeout" in given:
-        yield Finding(
-            Kind.CHANGES, "--connection-timeout had no effect; now a check waits so long for the socket"
-        )
-    if release < (1, 1):
-        yield Finding(
-            Kind.CHANGES,
-            "/healthz was 200 for a driver that is not ready, and is 500, which restarts it; /livez keeps 200",
-        )
-    elif release == (1, 1):
-        yield Finding(
-            Kind.CHANGES,
-            "/healthz cut the connection for a driver that is not ready, and is 500; /livez is 200",
-        )
+        yield from probes(accepted, pod, container)
+    if "csi-address" not in elsewhere and accepted.socket_path is not None:
+        yield from _socket(PurePosixPath(accepted.socket_path), pod, container)
 
 
 def _lifetime(accepted: Config, container: Container) -> Iterator[Finding]:
@@ -200,50 +109,11 @@ def _endpoints(accepted: Config, pod: Pod, container: Container) -> Iterator[Fin
         yield Finding(
             Kind.ADVICE, "hostNetwork: port 9808 is the node's, and every driver's default: choose another"
         )
-    yield from _unheard(accepted, pod, container)
-
-
-def _unheard(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding]:
-    """Find the probes that were to hear the verdict and do not."""
-    heard = any(not _measures(probe, accepted) for probe in _reaching(accepted, pod))
-    others = [each for each in pod.containers if each is not container]
-    asking = [
-        probe
-        for probe in pod.probes
-        if probe.path.rstrip("/") in HEALTH_PATHS and not any(_may_serve(each, probe) for each in others)
-    ]
-    for probe in asking:
-        if probe.port is None:
-            yield Finding(
-                Kind.BREAKS, f"{probe} asks port {probe.port_name}, which its container does not name"
-            )
-        elif not heard:
-            yield Finding(Kind.BREAKS, f"{probe} asks port {probe.port}, not {accepted.health.port}")
-    if not asking and not heard:
-        yield Finding(
-            Kind.ADVICE,
-            f"no HTTP probe of the pod asks port {accepted.health.port} for health: nobody hears the verdict",
-        )
-
-
-def _served(container: Container) -> list[Endpoint]:
-    """Where a container listens while the pod runs, as far as it can be known."""
-    accepted = _parse(container)
-    if isinstance(accepted, Finding) or accepted.once or accepted.version or container.must_end:
-        return []
-    if _unknown(container) & _SERVING:
-        return []
-    return [each for each in (accepted.health, accepted.metrics) if each]
-
-
-def _may_serve(container: Container, probe: HTTPProbe) -> bool:
-    """Whether a probe may be meant for this container."""
-    return bool(_unknown(container) & _SERVING) or probe.port in [each.port for each in _served(container)]
 
 
 def _collisions(one: Container, other: Container) -> list[int]:
     """Find the ports that two containers of a pod cannot both have."""
-    return sorted({each.port for each in _served(one) if any(_collide(each, its) for its in _served(other))})
+    return sorted({each.port for each in served(one) if any(_collide(each, its) for its in served(other))})
 
 
 def _collide(one: Endpoint, other: Endpoint) -> bool:
@@ -252,55 +122,42 @@ def _collide(one: Endpoint, other: Endpoint) -> bool:
     return same and one.port == other.port != 0  # 0: the system finds a free one
 
 
-def _reaching(accepted: Config, pod: Pod) -> list[HTTPProbe]:
-    """Find the probes that reach this container's health port."""
-    return [probe for probe in pod.probes if probe.port == accepted.health.port]
-
-
-def _measures(probe: HTTPProbe, accepted: Config) -> bool:
-    """Whether a probe of the health port asks for metrics, which are 200 whatever the driver's health."""
-    return accepted.metrics == accepted.health and probe.path == accepted.metrics_path
-
-
-def _request(probe: HTTPProbe, accepted: Config, pod: Pod) -> Iterator[Finding]:
-    """Judge whether what a probe asks is served."""
-    host = accepted.health.host
-    if probe.scheme.upper() != "HTTP":
-        yield Finding(Kind.BREAKS, f"{probe} asks over {probe.scheme}, this serves plain HTTP")
-    if probe.path not in HEALTH_PATHS and not _measures(probe, accepted):
-        yield Finding(Kind.BREAKS, f"{probe} asks {probe.path}, which is 404: write /healthz")
-    if _LOOPBACK.fullmatch(host) and not pod.host_network:
+def _socket(socket: PurePosixPath, pod: Pod, container: Container) -> Iterator[Finding]:
+    """Judge whether the driver's socket can appear where it is looked for."""
+    mounts = [mount for mount in container.mounts if socket.is_relative_to(mount.path)]
+    if not mounts:
+        yield Finding(Kind.BREAKS, f"no volume is mounted where the socket {socket} is to be")
+        return
+    mount = max(mounts, key=lambda each: len(PurePosixPath(each.path).parts))
+    if mount.volume not in pod.volumes:
+        yield Finding(Kind.BREAKS, f"the volume {mount.volume} is declared nowhere in the pod")
+    elif not _shared(_place(socket, mount, pod), mount, pod):
         yield Finding(
             Kind.BREAKS,
-            f"{probe} asks the pod's address, this listens on {host}: write :{accepted.health.port}",
-        )
-    elif _LOOPBACK.fullmatch(host) and not _LOOPBACK.fullmatch(probe.host):
-        yield Finding(
-            Kind.BREAKS,
-            f"{probe} asks the node's address, this listens on {host}: add host: {host} to httpGet",
-        )
-    elif _LOOPBACK.fullmatch(probe.host) and not pod.host_network:
-        yield Finding(Kind.BREAKS, f"{probe} asks {probe.host}, which is the node: remove host from httpGet")
-
-
-def _answer(probe: HTTPProbe, accepted: Config, container: Container) -> Iterator[Finding]:
-    """Judge what the kubelet makes of the verdict."""
-    if probe.timeout < accepted.probe_timeout and "probe-timeout" not in _unknown(container):
-        yield Finding(
-            Kind.ADVICE,
-            f"{probe} ends after {probe.timeout}s, a check may take {accepted.probe_timeout:g}s: "
-            f"write timeoutSeconds: {math.ceil(accepted.probe_timeout)}, or --probe-timeout={probe.timeout}s",
-        )
-    if probe.container == container.name and probe.kind != "readinessProbe":
-        yield Finding(
-            Kind.ADVICE, f"{probe} restarts this container, not the driver: move it to the driver's"
+            f"the volume {mount.volume}, where the socket {socket} is to be, is not mounted by the driver",
         )
 
 
-def _socket(accepted: Config, container: Container) -> Iterator[Finding]:
-    path = accepted.socket_path
-    if path is not None and not any(PurePosixPath(path).is_relative_to(mount) for mount in container.mounts):
-        yield Finding(Kind.BREAKS, f"no volume is mounted where the socket {path} is to be")
+def _place(socket: PurePosixPath, mount: Mount, pod: Pod) -> PurePosixPath | None:
+    """Where on the node the socket is; None in a volume that is the pod's own."""
+    folder = pod.volumes[mount.volume]
+    return PurePosixPath(folder) / socket.relative_to(mount.path) if folder else None
+
+
+def _shared(place: PurePosixPath | None, mount: Mount, pod: Pod) -> bool:
+    """Whether a container that may be the driver has the volume, or the same folder of the node by another name."""
+    drivers = [each for each in pod.neighbours if not each.client]
+    if not drivers:
+        return place is not None  # it is on the node, or in another pod there
+    return any(
+        each.volume == mount.volume or _holds(pod.volumes.get(each.volume, ""), place)
+        for driver in drivers
+        for each in driver.mounts
+    )
+
+
+def _holds(folder: str, place: PurePosixPath | None) -> bool:
+    return bool(folder) and place is not None and place.is_relative_to(folder)
 
 
 def _memory(container: Container) -> Iterator[Finding]:

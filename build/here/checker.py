@@ -1,0 +1,59 @@
+"""Packs the check of manifests into one file for any Python from 3.10 on: its modules, the program's own, and PyYAML.
+
+    python build/here/checker.py bin/check-manifest
+
+It is no part of the program, which would carry a YAML parser for it into every pod.
+"""
+
+import sys
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHECK = ROOT / "deploy" / "migration"
+# Those of the program that read a command line.
+MODULES = ("__init__", "config", "goflags", "quoting")
+MAIN = """\
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("check-manifest: CPython 3.10 or later is needed, this is " + sys.version.split()[0])
+from check_manifest import main
+
+sys.exit(main())
+"""
+
+
+def files() -> Iterator[tuple[str, bytes]]:
+    """Give names and contents, of PyYAML the part that is Python, with its licence."""
+    yield "__main__.py", MAIN.encode()
+    for path in CHECK.glob("*.py"):
+        yield path.name, path.read_bytes()
+    for name in MODULES:
+        yield f"livenessprobe/{name}.py", (ROOT / "livenessprobe" / f"{name}.py").read_bytes()
+    yield "livenessprobe/LICENSE", (ROOT / "LICENSE").read_bytes()
+    for path in Path(yaml.__file__).parent.glob("*.py"):
+        yield f"yaml/{path.name}", path.read_bytes()
+    for file in metadata.files("pyyaml") or ():
+        if file.name == "LICENSE":
+            yield "yaml/LICENSE", file.read_binary()
+
+
+def pack(output: Path) -> None:
+    """Write the file; the same bytes from the same sources."""
+    with output.open("wb") as file:
+        file.write(b"#!/usr/bin/env python3\n")
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in sorted(files()):
+                entry = zipfile.ZipInfo(name)  # with the date that a ZipInfo has, 1980
+                entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+                archive.writestr(entry, data)
+    output.chmod(0o755)
+
+
+if __name__ == "__main__":
+    pack(Path(sys.argv[1]))
