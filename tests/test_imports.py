@@ -16,6 +16,9 @@ SIBLINGS = {
     "once": {"config", "driver", "health", "quoting"},
     "web": {"exchange"},
     "driver": {"health", "identity_pb2"},
+    "unix_call": {"http2_call", "rpc"},
+    "http2_call": {"grpc_answer", "rpc"},
+    "grpc_answer": {"rpc"},
     "config": {"goflags", "quoting"},
     "goflags": {"quoting"},
     "health": {"quoting"},
@@ -24,6 +27,7 @@ SIBLINGS = {
 ONLY_IN = {
     "grpc": {"driver"},
     "google": {"driver"},
+    "hpack": {"http2_call"},
     "prometheus_client": {"metrics"},
     "http.server": {"exchange", "web"},
 }

@@ -1,0 +1,138 @@
+"""A unary gRPC call over a new connection to a unix socket: what production runs. No grpc, no protobuf.
+
+HTTP/2 and gRPC are http2_call.py's; here are the socket, the clock, and the system's errors in words.
+"""
+
+import errno
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from livenessprobe.http2_call import Http2Call, Unprocessed, request_head
+from livenessprobe.rpc import Reply, Unreachable
+
+_RECEIVED_AT_ONCE = 16384
+_STOPPING = Reply("Canceled", "the liveness probe is stopping", None)
+
+
+class UnixCall:
+    """Calls to the socket at a path; from any number of threads."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._heads: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._connections: set[socket.socket] = set()
+
+    def __call__(self, method: str, request: bytes, deadline: float) -> Reply:
+        """Call a method; see rpc.Call. A call that the peer did not process is made again, once, as grpc-go does."""
+        try:
+            try:
+                return self._attempt(method, request, deadline, again=True)
+            except Unprocessed:
+                return self._attempt(method, request, deadline, again=False)
+        except Unreachable:
+            if self._closed:
+                return _STOPPING
+            raise
+
+    def close(self) -> None:
+        """End the calls under way, and let no new one begin; from any thread."""
+        with self._lock:
+            self._closed = True
+            for connection in self._connections:
+                with suppress(OSError):  # the peer may have gone
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def _attempt(self, method: str, request: bytes, deadline: float, *, again: bool) -> Reply:
+        head = self._heads.get(method) or self._heads.setdefault(method, request_head(method))
+        with self._connected() as connection:
+            call = Http2Call(head, request, lambda: deadline - time.monotonic(), again=again)
+            reply = None
+            while reply is None and not self._closed:
+                try:
+                    received = _exchange(connection, call.to_send, deadline)
+                except TimeoutError:
+                    reply = self._unanswered(method, call)
+                except ConnectionResetError:
+                    reply = call.ended("connection reset")
+                except OSError as error:
+                    raise self._unreachable(error) from None
+                else:
+                    reply = call.receive(received) if received else call.ended("closed by the peer")
+        return _STOPPING if self._closed or reply is None else reply
+
+    @contextmanager
+    def _connected(self) -> Iterator[socket.socket]:
+        """Connect, for the time of a call."""
+        try:
+            connection = socket.socket(socket.AF_UNIX)
+        except OSError as error:
+            raise self._unreachable(error) from None
+        with connection:
+            try:
+                connection.setblocking(False)  # else it waits for as long as the peer's queue is full
+                connection.connect(self._path)
+            except OSError as error:
+                raise self._unreachable(error) from None
+            with self._lock:
+                self._connections.add(connection)
+            try:
+                yield connection
+            finally:
+                with self._lock:
+                    self._connections.remove(connection)
+
+    def _unanswered(self, method: str, call: Http2Call) -> Reply:
+        if call.greeted:  # a number would vary, a change in the log's eyes
+            return Reply("DeadlineExceeded", f"no answer to {method} in time", None)
+        return Reply("DeadlineExceeded", f"{self._path} takes connections, but nobody there answers: stopped, hung, or out of file descriptors", None)  # fmt: skip
+
+    def _unreachable(self, error: OSError) -> Unreachable:
+        """Say why there is no connection."""
+        reason = os.strerror(error.errno or 0).lower()
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            status = None
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return Unreachable(reason, " in the liveness probe itself")
+        if error.errno == errno.EAGAIN:
+            return Unreachable(
+                "its queue of connections is full", ": stopped, hung, or overloaded", may_heal=True
+            )
+        if error.errno in (errno.ECONNREFUSED, errno.EACCES) and status and not stat.S_ISSOCK(status.st_mode):
+            return Unreachable("not a socket")
+        if error.errno in (errno.EACCES, errno.EPERM):
+            owner = (
+                f"the socket belongs to uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}"
+                if status
+                else "it may not enter the folder"
+            )
+            return Unreachable(
+                reason, f" (this program is uid {os.geteuid()}, {owner}; where these fit, SELinux denies it)"
+            )
+        return Unreachable(reason, may_heal=error.errno in (errno.ENOENT, errno.ECONNREFUSED))
+
+
+def _exchange(connection: socket.socket, to_send: bytearray, deadline: float) -> bytes:
+    """Send what there is, and wait for what comes; nothing where the peer has closed the connection."""
+    if to_send:
+        connection.settimeout(_left(deadline))
+        with suppress(BrokenPipeError, ConnectionResetError):  # what the peer said before may still be read
+            connection.sendall(to_send)
+        to_send.clear()
+    connection.settimeout(_left(deadline))
+    return connection.recv(_RECEIVED_AT_ONCE)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
