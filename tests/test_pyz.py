@@ -304,6 +304,150 @@ def test_they_are_all_known_and_nothing_else_is_taken_for_one(host: Host) -> Non
     assert not list(host.cache.rglob("*_lock"))
 
 
+# ---- which Python
+
+SHIM = "#!/bin/sh\necho 'pyenv: no such version' >&2\nexit 127\n"
+
+
+class Pythons:
+    """A host whose Pythons are those that a test puts into its folders, which stand for /usr/bin and for PATH."""
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self._host, self.usual, self.path = host, folder / "usual", folder / "path"
+        self.usual.mkdir()
+        self.path.mkdir()
+        content = FILE.read_bytes()
+        for place in (b"/usr/local/bin/", b"/usr/bin/"):
+            content = content.replace(b'"%s$name"' % place, b'"%s/$name"' % bytes(self.usual))
+        self.file = folder / "livenessprobe"
+        self.file.write_bytes(content)
+
+    def add(self, place: Path, name: str, script: str = "") -> Path:
+        """The Python of this test by another name, or a script."""
+        added = place / name
+        if script:
+            added.write_text(script)
+            added.chmod(0o755)
+        else:
+            added.symlink_to(sys.executable)
+        return added
+
+    def _env(self, chosen: str | Path) -> dict[str, str]:
+        env = {"PATH": str(self.path), "SHIV_ROOT": str(self._host.cache)}
+        return env | ({"LIVENESSPROBE_PYTHON": str(chosen)} if chosen else {})
+
+    def run(self, chosen: str | Path = "") -> None:
+        self._host.runs(self.file, env=self._env(chosen))
+
+    def refuse(self, chosen: str | Path = "") -> str:
+        return self._host.refuses(self.file, env=self._env(chosen))
+
+
+@pytest.fixture
+def pythons(host: Host, folder: Path) -> Pythons:
+    return Pythons(host, folder)
+
+
+def test_the_system_s_python_comes_first(pythons: Pythons) -> None:
+    pythons.add(pythons.usual, "python3")
+    pythons.add(pythons.path, "python3", "#!/bin/sh\necho wrong\n")
+
+    pythons.run()
+
+
+def test_a_shim_that_does_not_start_is_passed_over(pythons: Pythons) -> None:
+    for place in (pythons.usual, pythons.path):
+        pythons.add(place, "python3", SHIM)
+    pythons.add(pythons.path, f"python{HERE}")
+
+    pythons.run()
+
+
+def test_a_shim_that_starts_is_taken(pythons: Pythons) -> None:
+    pythons.add(pythons.path, "python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+
+    pythons.run()
+
+
+def test_what_was_tried_is_told(pythons: Pythons) -> None:
+    shims = [pythons.add(place, "python3", SHIM) for place in (pythons.usual, pythons.path)]
+
+    line = pythons.refuse()
+
+    assert f"fits: {shims[0]} (does not start), {shims[1]} (does not start). Install CPython " in line
+    assert line.endswith("or set LIVENESSPROBE_PYTHON to the path of one\n")
+
+
+def test_a_python_that_does_not_fit_is_passed_over(host: Host, builds: dict[str, Path]) -> None:
+    line = host.refuses(builds["python"], env={"PATH": "/nowhere"})
+
+    assert re.search(rf"fits: \S+/python3 \(Python {HERE}\)", line)
+
+
+def test_the_search_goes_on_after_an_old_python(pythons: Pythons) -> None:
+    old = [name for name in ("3.6", "3.7", "3.8", "3.9") if starts(f"python{name}")]
+    if not old:
+        pytest.skip("there is no Python 3.6 to 3.9 here")
+    real = subprocess.run(
+        [f"python{old[0]}", "-c", "import sys; print(sys.executable)"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    (pythons.usual / "python3").symlink_to(real.stdout.strip())
+    pythons.add(pythons.path, "python3", SHIM)
+    line = pythons.refuse()
+    assert (
+        f"fits: {pythons.usual}/python3 (Python {old[0]}), {pythons.path}/python3 (does not start). " in line
+    )
+
+    pythons.add(pythons.path, f"python{HERE}")
+
+    pythons.run()
+
+
+def test_the_chosen_python_decides(pythons: Pythons) -> None:
+    chosen = pythons.add(pythons.path, "chosen")
+
+    pythons.run(chosen)
+    pythons.run("chosen")
+    assert pythons.refuse("/nowhere/python3").endswith(
+        "LIVENESSPROBE_PYTHON=/nowhere/python3: there is no such program\n"
+    )
+
+
+def test_a_chosen_python_that_does_not_fit_is_an_error(host: Host, builds: dict[str, Path]) -> None:
+    env = {"LIVENESSPROBE_PYTHON": sys.executable, "SHIV_ROOT": str(host.cache)}
+
+    assert f"{sys.executable} is Python {HERE}" in host.refuses(builds["python"], env=env)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_looks_for_a_python_ends_it_well(
+    pythons: Pythons, folder: Path, number: signal.Signals
+) -> None:
+    asked, answered = folder / "asked", folder / "answered"
+    os.mkfifo(asked)
+    os.mkfifo(answered)
+    pythons.add(pythons.path, "python3", f"#!/bin/sh\necho >{asked}\nread line <{answered}\nexit 1\n")
+    env = {"PATH": str(pythons.path)}
+    with subprocess.Popen([pythons.file], env=env, stderr=subprocess.PIPE, text=True) as start:
+        asked.read_text()
+        start.send_signal(number)
+        answered.write_text("\n")
+        _, errors = start.communicate(timeout=60)
+
+    assert (start.returncode, errors) == (0, "")
+
+
+def test_a_check_that_is_ended_before_it_began_is_not_taken_for_a_healthy_one(pythons: Pythons) -> None:
+    pythons.add(pythons.path, "python3", "#!/bin/sh\nkill -TERM $PROBE\nexit 1\n")
+    command = ["/bin/sh", "-c", 'PROBE=$$ exec "$0" --once', str(pythons.file)]
+    done = subprocess.run(command, env={"PATH": str(pythons.path)}, check=False, capture_output=True)
+
+    assert done.returncode == -signal.SIGTERM
+
+
 # ---- hosts that don't
 
 
@@ -327,10 +471,15 @@ def test_another_machine_is_told_what_fits(host: Host, builds: dict[str, Path]) 
     )
 
 
+def starts(python: str) -> bool:
+    return not subprocess.run(
+        ["sh", "-c", f"{python} --version"], capture_output=True, check=False
+    ).returncode
+
+
 def test_every_other_python_at_hand_is_told_what_fits(host: Host) -> None:
     for name in ["python2.7", *(f"python3.{minor}" for minor in range(4, 20))]:
-        version = subprocess.run(["sh", "-c", f"{name} --version"], capture_output=True, check=False)
-        if not version.returncode and name != f"python{HERE}":
+        if name != f"python{HERE}" and starts(name):
             assert f"run it with python{HERE}" in host.refuses(before=[name])
 
 
@@ -350,17 +499,11 @@ def test_start_has_only_syntax_of_python_2_7_as_well() -> None:
         assert not getattr(node, "kwonlyargs", None), ast.unparse(node)
 
 
-def test_a_host_without_python_is_told_what_to_install(host: Host, folder: Path) -> None:
-    text = (
-        FILE.read_bytes()
-        .replace(b"/usr/bin/python", b"/nowhere/python")
-        .replace(b"/usr/local/bin/", b"/nowhere/")
-    )
-    copy = folder / "copy"
-    copy.write_bytes(text)
-    copy.chmod(0o755)
+def test_a_host_without_python_is_told_what_to_install(pythons: Pythons) -> None:
+    line = pythons.refuse()
 
-    assert host.refuses(copy, env={"PATH": "/nowhere"}).endswith("here: apt-get install python3\n")
+    assert line.startswith("livenessprobe: no Python here fits. Install CPython ")
+    assert "apt-get install python3" in line
 
 
 def test_a_file_that_was_cut_short_says_so(host: Host, folder: Path) -> None:

@@ -36,21 +36,45 @@ UNREACHED = re.compile(
     r"|^google/protobuf/(compiler|testdata|util)/|_benchmark\.py$|/testing_refleaks\.py$"
 )
 
-# Python would run the archive behind any first line, but which Python? This finds one that fits, wherever it is, and
-# cuts it off from the host's modules and settings (-I -S, which start it 2 ms sooner, too). In the locale C, Python takes
-# all text for UTF-8 as well and loads no tables. gRPC's threads come and go with each check: the arenas of memory of
-# their own that the C library would give them stay, half a MiB more, but of their stacks it keeps too few, which costs a
-# tenth of a check. An archive that was cut short Python takes for a script; all it says about that one is the unknown
-# encoding in the second line.
+# Python would run the archive behind any first line, but which Python? This looks for one, in the system's own places
+# first, and cuts it off from the host's modules and settings (-I -S, which start it 2 ms sooner, too). To ask a Python
+# whether it fits takes as long as a start, so none is asked: start.py finds out, and where it does not fit comes back here
+# with what was tried so far, under this very process id. But a script, and what only PATH knows, may be a shim of a version
+# manager, which exists whether or not there is a Python behind it. That one is asked what it starts.
+#
+# In the locale C, Python takes all text for UTF-8 as well and loads no tables. gRPC's threads come and go with each check:
+# the arenas of memory of their own that the C library would give them stay, half a MiB more, but of their stacks it keeps
+# too few, which costs a tenth of a check. An archive that was cut short Python takes for a script; all it says about that
+# one is the unknown encoding in the second line.
 HEADER = """#!/bin/sh
 # coding: livenessprobe-is-damaged--copy-it-here-again
 # livenessprobe {release} for CPython {version} on Linux {machine}. An archive follows, which Python unpacks and runs.
+case " $*" in *" -once"* | *" --once"*) ;; *) trap 'exit 0' INT TERM ;; esac
 export LC_ALL=C GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.pthread.stack_cache_size=268435456
-for python in /usr/bin/python{version} /usr/local/bin/python{version} python{version} python3; do
-    command -v $python >/dev/null && exec $python -IS "$0" "$@"
+fail() {{ echo "livenessprobe: $1" >&2; exit 1; }}
+tried=
+case $LIVENESSPROBE_TRIED in "$$ "*) tried=${{LIVENESSPROBE_TRIED#* }} ;; esac
+try() {{
+    python=$1 line='#!'
+    shift
+    [ -x "$python" ] || return
+    case ", $tried" in *", $python ("*) return ;; esac
+    case $python in /usr/bin/* | /usr/local/bin/*) read -r line <"$python" ;; esac 2>/dev/null
+    real=$python
+    case $line in '#!'*) real=$("$python" -ISc 'import sys; print(sys.executable)' 2>/dev/null) ;; esac
+    [ -x "$real" ] && exec "$real" -IS -X tried="$tried${{tried:+, }}$python" "$0" "$@"
+    tried="$tried${{tried:+, }}$python (does not start)"
+}}
+if [ "$LIVENESSPROBE_PYTHON" ]; then
+    python=$(command -v "$LIVENESSPROBE_PYTHON") || fail "LIVENESSPROBE_PYTHON=$LIVENESSPROBE_PYTHON: there is no such program"
+    exec "$python" -IS "$0" "$@"
+fi
+for name in {names}; do
+    try "/usr/bin/$name" "$@"
+    try "/usr/local/bin/$name" "$@"
+    try "$(command -v "$name")" "$@"
 done
-echo "livenessprobe: there is no python{version} here: apt-get install python3" >&2
-exit 1
+fail "no Python here fits${{tried:+: $tried}}. Install CPython {version} (apt-get install python3), or set LIVENESSPROBE_PYTHON to the path of one"
 """
 
 
@@ -115,7 +139,10 @@ def repack(made: Path, version: str, machine: str) -> bytes:
     files["unpack.py"] = (PRODUCT / "unpack.py").read_bytes()
 
     packed = io.BytesIO()
-    packed.write(HEADER.format(release=release(), version=version, machine=machine).encode())
+    header = HEADER.format(
+        release=release(), version=version, machine=machine, names=f"python{version} python3"
+    )
+    packed.write(header.encode())
     with zipfile.ZipFile(packed, "w") as archive:
         for name in sorted(files):
             entry = zipfile.ZipInfo(name)  # of 1 January 1980
