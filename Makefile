@@ -33,7 +33,7 @@ target := $(strip $(PYTHON_VERSION) $(PLATFORM))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load torture check-manifest dashboard proto lock audit clean
+.PHONY: help demo test lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load torture check-manifest picture dashboard proto lock audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -89,6 +89,9 @@ check-manifest: bin/check-manifest  ## say what would change where this takes up
 bin/check-manifest: build/here/checker.py $(wildcard deploy/migration/*.py) livenessprobe/config.py livenessprobe/goflags.py livenessprobe/quoting.py .venv/done
 	@mkdir -p bin
 	@$(python) build/here/checker.py $@
+
+picture: .venv/done bin/livenessprobe  ## draw docs/demo.svg, the picture in README.md: plays the demo, and draws what it printed
+	@$(python) examples/demo_picture.py bin/livenessprobe docs/demo.svg
 
 dashboard: .venv/done bin/livenessprobe  ## draw docs/dashboard.svg: what the Grafana dashboard shows of a recorded run, by a real Prometheus
 	$(python) tests/helpers/monitored.py docs/dashboard.svg

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,6 +39,9 @@ PAGES = sorted(
     and not path.parts[-2].startswith(".")
 )
 README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
+TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 # Where the messages of the log come from: methods of a logger and, for one that is put before others, a record itself.
@@ -74,16 +81,22 @@ def test_flags_are_those_of_the_program() -> None:
     ]
     expected = "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)
 
-    assert f"| flag | default | meaning |\n|---|---|---|\n{expected}\n\n" in README, f"write:\n{expected}"
+    assert f"| flag | default | meaning |\n|---|---|---|\n{expected}\n\n" in REFERENCE, f"write:\n{expected}"
 
 
 def test_exit_codes_are_those_of_the_program() -> None:
-    codes = column(README, "exit", "serving", "with `--once`")
+    codes = column(REFERENCE, "exit", "serving", "with `--once`")
 
     assert codes == [str(int(code)) for code in Exit]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/migration.md", "docs/operations.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        *("README.md", "CHANGELOG.md", "docs/kubernetes.md", "docs/metrics.md"),
+        *("docs/migration.md", "docs/operations.md", "docs/reference.md", "docs/troubleshooting.md"),
+    ],
+)
 def test_flags_in_the_text_exist(page: str) -> None:
     # In ticks, and beginning with a dash: `--csi-address=/csi/csi.sock`, `-v=5`.
     named = set(re.findall(r"`--?([a-zA-Z][\w-]*)[^`]*`", (ROOT / page).read_text()))
@@ -92,10 +105,11 @@ def test_flags_in_the_text_exist(page: str) -> None:
     assert named <= {flag.name for flag in config.FLAGS} | {"h"}
 
 
-def test_arguments_of_the_manifest_are_accepted_without_a_warning() -> None:
-    manifest, *_ = code_blocks(README, "yaml")
+@pytest.mark.parametrize("page", [README, KUBERNETES], ids=["README", "kubernetes"])
+def test_arguments_of_the_manifest_are_accepted_without_a_warning(page: str) -> None:
+    manifest, *_ = code_blocks(page, "yaml")
     sidecar = manifest.partition("name: liveness-probe")[2]
-    arguments = re.findall(r"^ +- (--\S+)$", sidecar, re.MULTILINE)
+    arguments = re.findall(r"--[^\s,\]]+", sidecar)
 
     accepted = config.parse(arguments)
 
@@ -108,7 +122,7 @@ def test_arguments_of_the_manifest_are_accepted_without_a_warning() -> None:
 
 
 def test_arguments_of_the_exec_probe_are_accepted() -> None:
-    found = re.search(r"command: \[/livenessprobe, (.*)\]\n +timeoutSeconds: (\d+)", README)
+    found = re.search(r"command: \[/livenessprobe, (.*)\]\n +timeoutSeconds: (\d+)", KUBERNETES)
     assert found
 
     accepted = config.parse(found[1].split(", "))
@@ -121,7 +135,7 @@ def test_arguments_of_the_exec_probe_are_accepted() -> None:
 
 
 def test_endpoints_are_what_is_served(driver: FakeDriver, probe: program.Probe) -> None:
-    rows = table(README, "path", "healthy", "not ready", "unhealthy")
+    rows = table(REFERENCE, "path", "healthy", "not ready", "unhealthy")
     served = probe.wait_for_log(r'"Serving".* paths="([^"]*)"')[1].split()
 
     seen: dict[str, list[str]] = {path: [] for path in served}
@@ -167,7 +181,7 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize(("row", "case"), list(enumerate(CASES)), ids=list(CASES))
 def test_verdicts_are_those_of_the_program(row: int, case: str, socket_path: Path) -> None:
-    rows = table(README, "the driver", "verdict", "exit", "text")
+    rows = table(REFERENCE, "the driver", "verdict", "exit", "text")
     assert len(rows) == len(CASES), "a row without a case, or a case without a row"
     _, verdict, code, text = rows[row]
     shown = re.search("`([^`]*)`", f"`{text}`" if "`" not in text else text)
@@ -194,7 +208,8 @@ def test_verdicts_are_those_of_the_program(row: int, case: str, socket_path: Pat
 
 
 def test_metrics_are_those_of_the_program(driver: FakeDriver, probe: program.Probe) -> None:
-    rows = table(README, "metric", "type", "meaning")
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = table(page, "metric", "type", "meaning")
     for behaviour in ("ready", "error"):
         driver.set(behaviour)
         probe.get()
@@ -229,6 +244,13 @@ def _messages(attributes: set[str], position: int) -> set[str]:
     }
 
 
+def _explained() -> list[tuple[str, str]]:
+    """Each message of the log with its severity, or the verbosity it is written from."""
+    rows = table(REFERENCE, "message", "severity", "meaning", "cause", "what to do")
+    assert all(row[-1] for row in rows)
+    return [(row[0], row[1]) for row in rows]
+
+
 def test_messages_of_the_log_are_explained(probe_factory: ProbeFactory, socket_path: Path) -> None:
     # The flags' warnings are data in the sources, so the program is asked for these.
     old = [f"--{flag.name}=1" for flag in config.FLAGS if flag.usage.startswith("Of older releases")]
@@ -237,14 +259,16 @@ def test_messages_of_the_log_are_explained(probe_factory: ProbeFactory, socket_p
     warnings = {json.loads(line)["msg"] for line in probe.log_lines} - {"Serving"}
     assert len(warnings) == 2
 
-    explained = column(README, "message", "severity", "meaning", "what to do")
+    explained = [message for message, from_level in _explained() if not from_level.startswith("-v")]
     written = _messages(LOGGED_AT_0, 0) | _messages({"LogRecord"}, MESSAGE_OF_RECORD) | warnings
 
     assert sorted(explained) == sorted(written)
 
 
 def test_messages_of_a_verbose_log_are_explained() -> None:
-    assert sorted(column(README, "message", "from", "meaning")) == sorted(_messages({"log"}, 1))
+    explained = [message for message, from_level in _explained() if from_level.startswith("-v")]
+
+    assert sorted(explained) == sorted(_messages({"log"}, 1))
 
 
 def test_no_message_escapes_these_tests() -> None:
@@ -256,6 +280,88 @@ def test_no_message_escapes_these_tests() -> None:
 
     # The warnings of the configuration.
     assert variable == [("command.py", "message")]
+
+
+# ---- the first page
+
+
+def test_flags_on_the_first_page_are_those_that_do_something() -> None:
+    [block] = [block for block in code_blocks(README, "text") if block.startswith("--csi-address")]
+
+    told = re.findall(r"(?m)^--([a-z-]+)=(\S*) +\S", block)
+
+    effective = [flag for flag in config.FLAGS if "without effect" not in flag.usage]
+    assert sorted(told) == sorted((flag.name, flag.default) for flag in effective)
+
+
+def test_reasons_on_the_first_page_are_real() -> None:
+    section = README.partition("\n## Your driver is failing?\n")[2].partition("\n## ")[0]
+    texts = {row[-1] for row in table(REFERENCE, "the driver", "verdict", "exit", "text")}
+
+    told = re.findall(r"(?m)^- `([^`]+)`", section)
+
+    assert len(told) == 6
+    for text in told:
+        assert any(re.match("`?" + ".*".join(map(re.escape, text.split("…"))), each) for each in texts), text
+
+
+def test_the_first_page_leads_to_all_others() -> None:
+    pages = {path.relative_to(ROOT).as_posix() for path in PAGES if path.parent in (ROOT, ROOT / "docs")}
+
+    assert pages - set(re.findall(r"\]\(([^)#]+)", README)) == {"README.md"}
+
+
+def test_what_is_to_be_pasted_by_hand_works_and_leaves_nothing(folder: Path) -> None:
+    [block] = [block for block in code_blocks(README, "sh") if "examples/driver.py" in block]
+    # Whichever Python and file are tested here.
+    block = block.replace(".venv/bin/python", sys.executable)
+    block = block.replace("bin/livenessprobe", shlex.join(program.built()))
+
+    done = subprocess.run(
+        ["bash", "-c", f"{block}\njobs"],
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(folder)},
+        text=True,
+    )
+
+    expected = re.findall(r"(?m)--once .* # (.*)$", block)
+    assert len(expected) == 2
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if "listens on" not in line] == expected
+    assert not list(folder.iterdir())
+
+
+VARYING = {
+    r"/tmp/lp\w+": "FOLDER",
+    r"[IWEF]\d{4} [\d:.]+ +\d+ (\w+\.py):\d+\]": r"\1",
+    r"127\.0\.0\.1:\d+": "ADDRESS",
+    r'\d+\.\d+( s|s")': "SECONDS",
+}
+
+
+def test_the_picture_is_what_the_demo_prints(folder: Path) -> None:
+    command = folder / "livenessprobe"
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(program.built())} "$@"\n')
+    command.chmod(0o755)
+    demo = subprocess.run(
+        [sys.executable, "examples/demo.py", command],
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+        text=True,
+    )
+    picture = (ROOT / "docs" / "demo.svg").read_text()
+    shown = html.unescape("".join(re.findall("<text [^>]*>([^<]*)</text>", picture))).replace("\xa0", " ")
+
+    # Lines are broken to fit the picture; the title comes first.
+    def constant(text: str) -> str:
+        for pattern, same in VARYING.items():
+            text = re.sub(pattern, same, text)
+        return "".join(text.split())
+
+    assert constant(shown) == constant(f"make demo\n{demo.stdout}"), "run: make picture"
 
 
 # ---- CONTRIBUTING

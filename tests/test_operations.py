@@ -1,4 +1,4 @@
-"""docs/operations.md and docs/migration.md tell the truth: their tables against the program, and their sums."""
+"""docs/operations.md, docs/troubleshooting.md and docs/migration.md tell the truth: their tables against the program, and their sums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import program
 import pytest
 from finding import Kind
 from sidecar import check
-from test_docs import README, code_blocks, column, table
+from test_docs import REFERENCE, TROUBLESHOOTING, code_blocks, column, table
 from test_manifest import check_manifest
 
 from livenessprobe import config, health
@@ -30,24 +30,16 @@ NODES = 10_000
 DAY = 86400
 GRACE = 30  # terminationGracePeriodSeconds, where it is not written
 
-# ---- the log and the texts, for which README is held to the program
-
-
-def test_each_message_has_its_cause_and_cure() -> None:
-    told = table(OPERATIONS, "message", "severity", "meaning", "cause", "what to do")
-
-    expected = [row[:2] for row in table(README, "message", "severity", "meaning", "what to do")]
-    expected += [row[:2] for row in table(README, "message", "from", "meaning")]
-    assert sorted(row[:2] for row in told) == sorted(expected)
-    assert all(row[4] for row in told)
+# ---- the texts, for which docs/reference.md is held to the program
 
 
 def test_each_text_has_its_cause_and_cure() -> None:
-    told = table(OPERATIONS, "text", "meaning", "cause", "what to do")
+    told = table(TROUBLESHOOTING, "text", "meaning", "cause", "what to do")
 
-    # A row of README may go on after the text.
+    # A row of the reference may go on after the text.
     expected = [
-        row[3].split(" (or ")[0].strip("`") for row in table(README, "the driver", "verdict", "exit", "text")
+        row[3].split(" (or ")[0].strip("`")
+        for row in table(REFERENCE, "the driver", "verdict", "exit", "text")
     ]
     assert [row[0] for row in told] == expected
     assert all(row[3] for row in told)
@@ -58,7 +50,7 @@ def test_rare_texts_are_those_of_the_sources() -> None:
     codes = ("Internal", "Canceled", "DeadlineExceeded")
     known = "cannot connect to ", *(f"rpc error: code = {code} desc = " for code in codes)
 
-    for text in column(OPERATIONS, "rare text", "meaning", "what to do"):
+    for text in column(TROUBLESHOOTING, "rare text", "meaning", "what to do"):
         rest = next(text.removeprefix(prefix) for prefix in known if text.startswith(prefix))
         pieces = filter(None, re.split(r"…(?:: )?|too many open files|[()]", rest))
         assert all(piece.strip(" :") in sources for piece in pieces), text
@@ -190,8 +182,7 @@ def test_migration_tells_of_each_flag() -> None:
 
 
 def test_migration_names_our_messages() -> None:
-    ours = set(column(README, "message", "severity", "meaning", "what to do"))
-    ours |= set(column(README, "message", "from", "meaning"))
+    ours = set(column(REFERENCE, "message", "severity", "meaning", "cause", "what to do"))
 
     named = set(_in_ticks([row[1] for row in table(MIGRATION, "upstream (v2.12 on)", "here")]))
 
@@ -200,7 +191,7 @@ def test_migration_names_our_messages() -> None:
 
 
 def test_all_pages_tell_the_memory_that_was_measured() -> None:
-    measured = dict(row[:2] for row in table(README, "what", "figure", "shown by"))
+    measured = dict(row[:2] for row in table(PERFORMANCE, "what", "figure", "shown by"))
     without = measured["resident memory after 2,000 checks, without metrics"]
     with_metrics = measured["the same, with metrics"]
     reckoned = dict(row[:2] for row in table(OPERATIONS, "measured", "figure", "shown by"))
