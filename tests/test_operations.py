@@ -61,15 +61,17 @@ def test_rare_texts_are_those_of_the_sources() -> None:
 
 def test_restarts_come_when_told() -> None:
     names = ("--probe-timeout", "timeoutSeconds", "periodSeconds", "failureThreshold")
-    ends = "SIGTERM after", "SIGKILL, if it hangs"
+    ends = "SIGTERM, fails at once", "SIGTERM, hangs", "SIGKILL, hangs"
     for row in table(OPERATIONS, "driver", *(f"`{name}`" for name in names), *ends):
-        ours, theirs, period, threshold, term, kill = (
+        ours, theirs, period, threshold, term, late_term, kill = (
             int(cell.removesuffix("s").rstrip()) for cell in row[1:]
         )
 
         assert ours <= theirs
         assert term == (threshold - 1) * period
-        assert kill == term + theirs + GRACE
+        # While a probe runs, the kubelet does not begin another.
+        assert late_term == (threshold - 1) * max(period, theirs) + theirs
+        assert kill == late_term + GRACE
 
 
 def test_ports_are_those_of_the_field() -> None:
