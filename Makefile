@@ -33,13 +33,16 @@ target := $(strip $(PYTHON_VERSION) $(PLATFORM))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load torture check-manifest picture dashboard proto lock audit clean
+.PHONY: help demo play test lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load torture check-manifest picture dashboard proto lock audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
 demo: .venv/done bin/livenessprobe  ## show the built file beside an example driver: healthy, failing, gone and back
 	@$(python) examples/demo.py bin/livenessprobe
+
+play: .venv/done bin/livenessprobe  ## break and mend the example driver by keys, and see live what the built file says
+	@$(python) examples/play.py bin/livenessprobe
 
 test: lint bin/livenessprobe  ## lint, then all tests, on the built file too; every line and branch must be reached
 	@rm -f .coverage .coverage.*
