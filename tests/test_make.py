@@ -1,11 +1,14 @@
 """What `make` does before it does anything: the machine's gaps in one line, and locks that hold everything by hash."""
 
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import program
 import pytest
 from packaging.requirements import Requirement
 
@@ -55,6 +58,28 @@ def fake_python(folder: Path, body: str) -> Path:
     return path
 
 
+def fill(
+    folder: Path, *variables: str, lock: str = "", user: int | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Have make fill the environment of a project in this folder, as from a shell, though `make test` may run this."""
+    here = folder / "build" / "here"
+    here.mkdir(parents=True, exist_ok=True)
+    # Copies, since another user may not enter the folder of this checkout.
+    for path in (ROOT / "build" / "here" / "venv.sh", ROOT / "Makefile"):
+        shutil.copy(path, here)
+    (here / "requirements-build.lock").write_text(lock)
+    command = ["make", "--no-print-directory", f"--file={here / 'Makefile'}", f"--directory={folder}"]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(
+        [*command, *variables, ".venv/requirements-build.lock"],
+        capture_output=True,
+        check=False,
+        env=inherited | environment,
+        text=True,
+        user=user,
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "line"),
     [
@@ -71,27 +96,71 @@ def fake_python(folder: Path, body: str) -> Path:
 )
 def test_what_the_machine_lacks_is_named_with_its_package(folder: Path, body: str | None, line: str) -> None:
     python = fake_python(folder, body) if body else folder / "python"
-    (folder / "build" / "here").mkdir(parents=True)
-    command = [
-        "make",
-        "--no-print-directory",
-        "-f",
-        str(ROOT / "Makefile"),
-        "-C",
-        str(folder),
-        f"PYTHON={python}",
-    ]
-    (folder / "build" / "here" / "venv.sh").symlink_to(ROOT / "build" / "here" / "venv.sh")
-    (folder / "build" / "here" / "requirements-test.lock").touch()
 
-    # As from a shell, though `make test` may run this.
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    done = subprocess.run([*command, ".venv/done"], capture_output=True, check=False, env=env, text=True)
+    done = fill(folder, f"PYTHON={python}")
 
     told, made = done.stderr.splitlines()
     assert told.startswith("livenessprobe: " + line.format(python))
     assert made.startswith("make: ***")
     assert not (folder / ".venv").exists()
+
+
+def test_an_environment_is_filled_once_and_made_anew_for_another_python(folder: Path) -> None:
+    base = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+
+    first, again, same = fill(folder, f"PYTHON={base}"), fill(folder), fill(folder, f"PYTHON={base}")
+    assert first.stdout.splitlines() == [
+        f"Making .venv with Python {platform.python_version()}",
+        "Installing into .venv what it takes to build it and to run the demo: 15 MB to fetch",
+    ]
+    assert (again.stdout, same.stdout) == ("", "")
+    mark = folder / ".venv" / "mark"
+    mark.touch()
+
+    changed = fill(folder, lock="# nothing\n")
+    assert changed.stdout.splitlines() == first.stdout.splitlines()[1:]
+    assert mark.exists()
+
+    # Of a Python that is no more.
+    (folder / ".venv" / "bin" / "python").unlink()
+    (folder / ".venv" / "bin" / "python").symlink_to(folder / "gone")
+    assert fill(folder, f"PYTHON={base}").stdout.splitlines() == first.stdout.splitlines()
+    assert not mark.exists()
+
+
+def test_no_network_is_one_line(folder: Path) -> None:
+    # A proxy that nobody is.
+    nobody = f"http://127.0.0.1:{program.free_port()}"
+    lock = f"click==8.5.1 --hash=sha256:{'0' * 64}\n"
+
+    done = fill(
+        folder,
+        f"PYTHON={sys.executable}",
+        lock=lock,
+        PIP_PROXY=nobody,
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_RETRIES="1",
+        PIP_INDEX_URL=f"{nobody}/simple",
+    )
+
+    told, made = done.stderr.splitlines()
+    assert told == "livenessprobe: no network here, or no package index that answers: .venv cannot be filled"
+    assert made.startswith("make: ***")
+
+
+@pytest.mark.parametrize("owned", [".venv", "bin"])
+def test_folders_of_another_user_are_one_line(folder: Path, owned: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    (folder / owned).mkdir()
+
+    done = fill(folder, f"PYTHON={sys.executable}", user=65534)
+
+    told, made = done.stderr.splitlines()
+    assert told == (
+        f"livenessprobe: {owned} belongs to root, and nobody may not write there: be that user, or remove it"
+    )
+    assert made.startswith("make: ***")
 
 
 def test_help_names_every_target() -> None:
