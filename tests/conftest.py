@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import program
 import pytest
+import this_run
 from fake_driver import FakeDriver
 
 if TYPE_CHECKING:
@@ -23,6 +24,31 @@ class ProbeFactory(Protocol):
     def __call__(
         self, *args: str, env: Mapping[str, str] | None = None, user: int | None = None, listeners: int = 1
     ) -> program.Probe: ...
+
+
+_THE_FIRST = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_THE_FIRST] = this_run.begin()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if config.stash[_THE_FIRST]:
+        import image_engine  # which marks with the name of the run
+
+        image_engine.remove_all()
+        this_run.end()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their file go to the same worker, and the longest begin first."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        for definitions in item._fixtureinfo.name2fixturedefs.values():
+            if definitions[-1].scope != "function" and definitions[-1].baseid.endswith(".py"):
+                item.add_marker(pytest.mark.xdist_group(definitions[-1].baseid))
+    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout")), default=0))
 
 
 def _children() -> dict[int, str]:

@@ -23,7 +23,7 @@ import grpc
 import program
 import pytest
 from fake_driver import SERVICE, Answer, FakeDriver, Identity, plugin_info
-from image_engine import HARDENED, MARK, Container, created, missing, must, remove_all
+from image_engine import HARDENED, MARK, Container, created, missing, must
 from test_exchange import FINE, read_answer
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ def confined(folder: Path) -> Iterator[Callable[..., Container]]:
             return containers.enter_context(container).start()
 
         yield start
-    remove_all()
+    must("rmi", "--force", tag)
 
 
 def test_a_twentieth_of_a_cpu_is_enough(driver: FakeDriver, confined: Callable[..., Container]) -> None:

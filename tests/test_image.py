@@ -37,7 +37,6 @@ from image_engine import (
     docker,
     missing,
     must,
-    remove_all,
     volume,
 )
 
@@ -87,12 +86,10 @@ class Archive:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[None]:
-    """A Docker engine; all that tests make in it goes with them."""
+def engine() -> None:
+    """A Docker engine."""
     if reason := missing():
         pytest.skip(reason)
-    yield
-    remove_all()
 
 
 def loaded(architecture: str) -> Archive:

@@ -11,18 +11,18 @@ MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "ide
 # Leaves may use quoting, which imports nothing.
 SIBLINGS = {
     "__main__": {"command", "postponed"},
-    "command": {"serve", "config", "driver", "goflags", "log", "once", "writer"},
+    "command": {"serve", "config", "driver", "goflags", "log", "once"},
     "serve": {"config", "driver", "exchange", "health", "metrics", "driver_name", "quoting", "web"},
-    "once": {"config", "driver", "health", "quoting", "writer"},
+    "once": {"config", "driver", "health", "quoting"},
     "web": {"exchange"},
     "driver": {"health", "identity_pb2"},
     "unix_call": {"http2_call", "rpc"},
     "http2_call": {"grpc_answer", "rpc"},
     "grpc_answer": {"rpc"},
-    "config": {"address", "goflags", "quoting"},
+    "config": {"goflags", "quoting"},
     "goflags": {"quoting"},
     "health": {"quoting"},
-    "log": {"quoting", "writer"},
+    "log": {"quoting"},
 }
 ONLY_IN = {
     "grpc": {"driver"},

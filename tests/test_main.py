@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import program
 import pytest
+import this_run
 from fake_driver import FakeDriver
 
 from livenessprobe import __version__
@@ -285,15 +286,16 @@ FIELD_DEFAULT_PORT = {
 
 
 @pytest.fixture
-def default_port() -> int:
+def default_port() -> Iterator[int]:
     """Nobody else listens there."""
-    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            other.bind(("", DEFAULT_PORT))
-        except OSError as error:
-            pytest.skip(f"port {DEFAULT_PORT}: {error}")
-    return DEFAULT_PORT
+    with this_run.locked("default_port"):
+        with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                other.bind(("", DEFAULT_PORT))
+            except OSError as error:
+                pytest.skip(f"port {DEFAULT_PORT}: {error}")
+        yield DEFAULT_PORT
 
 
 def filled_in(arguments: str, **values: object) -> list[str]:
@@ -479,7 +481,7 @@ def test_a_signal_that_does_not_end_the_wait_itself_stops_it_too(
     """Given to another thread it comes as one does that arrives just before the main thread waits."""
     assert probe.get("/nothing").status == 404
     tgkill = ctypes.CDLL(None, use_errno=True).tgkill
-    main, _, checks, *_ = sorted(int(task.name) for task in Path(f"/proc/{probe.pid}/task").iterdir())
+    main, checks, *_ = sorted(int(task.name) for task in Path(f"/proc/{probe.pid}/task").iterdir())
     assert main == probe.pid
     assert tgkill(probe.pid, checks, number) == 0
 

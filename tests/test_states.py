@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 )
 from test_driver import GO_NAMES
 from test_exchange import FINE, MALFORMED
-from torture import Tally, assert_well_formed, effort
+from torture import Tally, assert_well_formed, effort, in_part
 
 from livenessprobe.quoting import printable
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from fake_driver import Behaviour
 
 STEPS = 15
+# That may run at the same time.
+PARTS = 2
 # Short, since a driver that does not answer costs it with each step.
 PROBE_TIMEOUT = 0.3
 # For what a slow machine may take its time with.
@@ -490,9 +492,11 @@ def test_each_rule_in_one_life(tally: Tally) -> None:
     assert_in_time(tally)
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.timeout(900)  # to find the smallest example, once there is one
-def test_each_verdict_is_the_models(tally: Tally) -> None:
+def test_each_verdict_is_the_models(tally: Tally, part: int) -> None:
     run_state_machine_as_test(
-        Lives, settings=settings(effort(24), stateful_step_count=STEPS, report_multiple_bugs=False)
+        in_part(part, Lives),
+        settings=settings(effort(24 // PARTS), stateful_step_count=STEPS, report_multiple_bugs=False),
     )
     assert_in_time(tally)

@@ -25,3 +25,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_skip(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Leave a note of whether any were skipped, for those who judge by what was reached."""
+    skipped = terminalreporter.config.rootpath / ".cache" / "skipped"
+    skipped.unlink(missing_ok=True)
+    if terminalreporter.stats.get("skipped"):
+        skipped.parent.mkdir(exist_ok=True)
+        skipped.touch()

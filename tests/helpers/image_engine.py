@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import image
+import this_run
 from program import Response
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # By this, all that tests make can be told from what else there is.
-MARK = f"livenessprobe.test={os.getpid()}"
+MARK = f"livenessprobe.test={this_run.name()}"
 PORT = 9808
 
 # The least that a pod can leave a container: runAsUser and the rest come on top.
@@ -56,7 +57,9 @@ def missing() -> str:
 
 
 def remove_all() -> None:
-    """Remove all that tests made, also what a test could not."""
+    """Remove all that the tests of this run made, also what a test could not."""
+    if missing():
+        return
     for things, remove in {
         "ps --all --quiet": "rm --force --volumes",
         "volume ls --quiet": "volume rm --force",

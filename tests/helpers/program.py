@@ -7,6 +7,7 @@ import contextlib
 import functools
 import http.client
 import os
+import random
 import re
 import shlex
 import shutil
@@ -57,10 +58,15 @@ def unprivileged() -> int | None:
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on, for flags that do not take 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port nobody listens on, for flags that do not take 0.
+
+    None of those that the kernel gives to who takes any: before it is used here, it could be somebody's.
+    """
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def run_once(

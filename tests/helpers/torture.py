@@ -19,16 +19,18 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from xml.etree import ElementTree
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+Test = TypeVar("Test", bound="Callable[..., object]")
 
 TESTS = [str(Path(__file__).parent.parent / name) for name in ("test_states.py", "test_fuzz.py")]
-# Set for the tests of a round.
+# Set for the tests of a round: its seed.
 VARIABLE = "LIVENESSPROBE_TORTURE"
 
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
@@ -48,6 +50,11 @@ def effort(examples: int) -> settings:
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )
+
+
+def in_part(part: int, test: Test) -> Test:
+    """Have one of several parts of a test try other examples than the rest: as ever the same in a test run."""
+    return seed(f"{os.environ.get(VARIABLE, '')}-{part}")(test)
 
 
 class Tally:
@@ -74,7 +81,7 @@ def assert_well_formed(lines: Iterable[str]) -> None:
         assert len(line) < 20_000, f"endless: {line[:1000]!r}"
 
 
-def _round(seed: int, tally: Tally) -> int:
+def _round(number: int, tally: Tally) -> int:
     """Runs the tests once; returns pytest's exit code."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         # A round ends when it ends; no test is given up for having run long.
@@ -83,11 +90,11 @@ def _round(seed: int, tally: Tally) -> int:
             "-x",
             "--timeout=0",
             "-ojunit_family=xunit1",
-            f"--hypothesis-seed={seed}",
+            f"--hypothesis-seed={number}",
             f"--junitxml={report.name}",
         ]
         command = [sys.executable, "-m", "pytest", *options, *TESTS]
-        code = subprocess.run(command, check=False, env={**os.environ, VARIABLE: "1"}).returncode
+        code = subprocess.run(command, check=False, env={**os.environ, VARIABLE: str(number)}).returncode
         for figure in ElementTree.parse(report).iter("property"):
             if figure.attrib["value"].isdecimal():  # hypothesis has properties of its own
                 tally.add(figure.attrib["name"], int(figure.attrib["value"]))
@@ -103,16 +110,16 @@ def main() -> int:
     options = parser.parse_args()
     tally, begin, rounds, code = Tally(), time.monotonic(), 0, 0
     while not code and (not rounds or (not options.seed and time.monotonic() - begin < options.minutes * 60)):
-        seed = int(options.seed or random.getrandbits(32))
+        number = int(options.seed or random.getrandbits(32))
         rounds += 1
-        print(f"\nround {rounds}, seed {seed}", flush=True)
-        code = _round(seed, tally)
+        print(f"\nround {rounds}, seed {number}", flush=True)
+        code = _round(number, tally)
     print(f"\n{rounds} rounds in {(time.monotonic() - begin) / 60:.1f} minutes")
     for name, value in sorted(tally.figures.items()):
         print(f"{value:>12,}  {name}")
     if code:
         print(
-            f"FAILED: `make torture SEED={seed}` plays this round again; above is the smallest example that fails"
+            f"FAILED: `make torture SEED={number}` plays this round again; above is the smallest example that fails"
         )
     return code
 
