@@ -40,13 +40,16 @@ tests := .venv/requirements-test.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load steady torture check-manifest picture dashboard proto lock audit clean
+.PHONY: help demo play test lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load steady torture check-manifest picture dashboard proto lock audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
 demo: $(builds) bin/livenessprobe  ## show the built file beside an example driver: healthy, failing, gone and back
 	@$(python) examples/demo.py bin/livenessprobe
+
+play: $(builds) bin/livenessprobe  ## break and mend the example driver by keys, and see live what the built file says
+	@$(python) examples/play.py bin/livenessprobe
 
 test: lint bin/livenessprobe  ## lint, then all tests, on the built file too; every line and branch must be reached, where none is skipped
 	@rm -rf .cache/coverage

@@ -19,13 +19,14 @@ import time
 from pathlib import Path
 from typing import IO
 
-DRIVER = Path(__file__).with_name("driver.py")
+import stage
+
 # What takes longer is no answer any more.
 PATIENCE = 20.0
 
 
 class EndedError(Exception):
-    """What was started has ended by itself, so that the play cannot go on."""
+    """The program has ended by itself, so that the play cannot go on."""
 
 
 class Demo:
@@ -34,36 +35,15 @@ class Demo:
     def __init__(self, program: str, folder: Path, ends: contextlib.ExitStack) -> None:
         self.program = program
         self.socket = folder / "csi.sock"
+        self.driver = ends.enter_context(stage.Driver(self.socket))
         self.wrong: list[str] = []
         self._ends = ends
-        self._driver: subprocess.Popen[str] | None = None
         self._serving: subprocess.Popen[str] | None = None
         self._log: list[str] = []
         self._log_shown = 0
         self._log_ended = False
         self._logged = threading.Condition()
         self._address = ""
-
-    # ---- the driver
-
-    def start_driver(self) -> None:
-        command = [sys.executable, str(DRIVER), "--socket", str(self.socket)]
-        self._driver = self._until_the_end(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        assert self._driver.stdout
-        if not self._driver.stdout.readline():
-            raise EndedError(f"the driver has ended, exit code {self._driver.wait()}")
-
-    def kill_driver(self) -> None:
-        assert self._driver
-        self._driver.kill()
-        self._driver.wait()
-
-    def tell_driver(self, state: str) -> None:
-        # By renaming: the driver must not read a half-written file.
-        file = Path(f"{self.socket}.state")
-        written = file.with_suffix(".new")
-        written.write_text(state + "\n")
-        written.replace(file)
 
     # ---- the program, serving
 
@@ -83,20 +63,13 @@ class Demo:
 
         Its time is shown and not judged: on a machine with other work it would tell of that.
         """
-        begin = time.monotonic()
-        connection = http.client.HTTPConnection(self._address, timeout=PATIENCE)
         try:
-            connection.request("GET", path)
-            with connection.getresponse() as response:
-                text = response.read().decode()
+            got = stage.get(self._address, path)
         except (OSError, http.client.HTTPException):
             self._must_serve()
             raise
-        finally:
-            connection.close()
-        seconds = time.monotonic() - begin
-        print(f"  GET {path:<8} -> {response.status} {text}   ({seconds:.2f} s)")
-        self.expect(f"{path} {status} {body}", response.status == status and re.fullmatch(body, text))
+        print(f"  GET {path:<8} -> {got.status} {got.text}   ({got.seconds:.2f} s)")
+        self.expect(f"{path} {status} {body}", got.status == status and re.fullmatch(body, got.text))
 
     def expect_log(self, pattern: str) -> str:
         """The first group of the next log line that matches, which is shown."""
@@ -164,32 +137,32 @@ def play(demo: Demo) -> None:
     demo.get("/healthz", 500, ".*no such file or directory.*")
 
     print("\nThe driver is there and healthy:")
-    demo.start_driver()
+    demo.driver.start()
     demo.get("/healthz", 200, "ok")
     demo.expect_log("driver is healthy")
 
     print("\nAlive, but still initializing: not ready for work, and no reason to restart it:")
-    demo.tell_driver("not-ready")
+    demo.driver.tell("not-ready")
     demo.get("/healthz", 500, "driver responded but is not ready")
     demo.get("/readyz", 500, "driver responded but is not ready")
     demo.get("/livez", 200, "driver responded but is not ready")
 
     print("\nFailing:")
-    demo.tell_driver("fail the disk is gone")
+    demo.driver.tell("fail the disk is gone")
     demo.get("/healthz", 500, "rpc error: code = Internal desc = the disk is gone")
     demo.expect_log("the disk is gone")
 
     print("\nHung: the answer comes before the kubelet, whose timeout is often the same, gives up:")
-    demo.tell_driver("hang")
+    demo.driver.tell("hang")
     demo.get("/healthz", 500, "rpc error: code = DeadlineExceeded desc = .*")
 
     print("\nKilled, its socket left behind:")
-    demo.tell_driver("ready")
-    demo.kill_driver()
+    demo.driver.tell("ready")
+    demo.driver.kill()
     demo.get("/healthz", 500, ".*connection refused.*")
 
     print("\nAnd back again:")
-    demo.start_driver()
+    demo.driver.start()
     demo.get("/healthz", 200, "ok")
     demo.expect_log("healthy again")
 
@@ -203,11 +176,11 @@ def play(demo: Demo) -> None:
 
     print("\nOne check without a server, for a shell, an exec probe or an init container:")
     demo.once(0, "ok")
-    demo.tell_driver("not-ready")
+    demo.driver.tell("not-ready")
     demo.once(5, "driver responded but is not ready")
-    demo.tell_driver("fail the disk is gone")
+    demo.driver.tell("fail the disk is gone")
     demo.once(4, "rpc error: code = Internal desc = the disk is gone")
-    demo.kill_driver()
+    demo.driver.kill()
     demo.once(3, ".*connection refused.*", "--connection-timeout=300ms")
 
 

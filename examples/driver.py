@@ -9,6 +9,7 @@ It behaves as the file /tmp/csi.sock.state says, which is read anew for each cal
     echo fail the disk is gone > /tmp/csi.sock.state    an error, with this message
     echo hang > /tmp/csi.sock.state                 no answer until the file says otherwise
 
+Any other word is an error that says so.
 Ctrl-C or `kill` ends it, and a new start is the driver coming back.
 """
 
@@ -24,7 +25,7 @@ import grpc
 
 # ProbeResponse has one field, the message `ready`: without it, or with it being true, the driver is ready.
 READY = b""
-NOT_READY = b"\x0a\x00"
+REPLIES = {"ready": READY, "not-ready": b"\x0a\x00"}
 
 
 def main() -> None:
@@ -41,13 +42,19 @@ def main() -> None:
         return b"\x0a" + bytes([len(name)]) + name  # field 1 of GetPluginInfoResponse, at most 63 bytes
 
     def probe(_request: bytes, context: grpc.ServicerContext) -> bytes:
-        while (word := (state.read_text() if state.exists() else "ready").strip()) == "hang":
+        while (told := (state.read_text() if state.exists() else "").strip() or "ready") == "hang":
             if not context.is_active():  # the caller has given up, or we are to end
-                break
+                return READY
             time.sleep(0.05)
-        if word.startswith("fail"):
-            context.abort(grpc.StatusCode.INTERNAL, word[4:].strip() or "failing, as told")
-        return NOT_READY if word == "not-ready" else READY
+        word, _, message = told.partition(" ")
+        if word == "fail":
+            context.abort(grpc.StatusCode.INTERNAL, message.strip() or "failing, as told")
+        if told not in REPLIES:
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"{state} says {told!r}: write ready, not-ready, hang, or fail and a message",
+            )
+        return REPLIES[told]
 
     methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "GetPluginInfo": grpc.unary_unary_rpc_method_handler(get_plugin_info),

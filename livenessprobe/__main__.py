@@ -5,7 +5,8 @@ import signal
 import sys
 from typing import NoReturn
 
-from livenessprobe import postponed
+# What the libraries inside would read: their own switches, and what Kubernetes tells of services with such names.
+_OF_LIBRARIES = ("GRPC_", "PROMETHEUS_", "PROTOCOL_BUFFERS_", "TEMPORARILY_DISABLE_PROTOBUF_")
 
 
 def main() -> NoReturn:
@@ -13,8 +14,11 @@ def main() -> NoReturn:
     # Until there are handlers: as PID 1, a signal with the default action would be lost, and elsewhere it would kill.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     _open_standard_descriptors()
+    _forget_environment()
+    # Not before: these imports take time, and what they import takes notice of the environment.
+    from livenessprobe import postponed
+
     postponed.postpone(postponed.UNUSED)
-    # Not before: it imports much of what is postponed.
     from livenessprobe.command import run
 
     code = run(sys.argv[1:])
@@ -29,6 +33,13 @@ def _open_standard_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def _forget_environment() -> None:
+    """Leave none of the libraries' variables a say in verdicts, metrics, logs, or whether the program runs."""
+    for name in list(os.environ):
+        if name.upper().startswith(_OF_LIBRARIES):
+            del os.environ[name]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """The command line: from arguments to the exit code of what they ask for."""
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
 from livenessprobe import __version__, config, goflags, log
 from livenessprobe.config import Exit
+from livenessprobe.writer import write_out
 
 _logger = logging.getLogger(__name__)
 
@@ -15,12 +14,19 @@ _logger = logging.getLogger(__name__)
 def run(arguments: Sequence[str]) -> Exit:
     """Do what the command line asks for; return the exit code."""
     try:
+        return _run(arguments)
+    finally:
+        log.flush()
+
+
+def _run(arguments: Sequence[str]) -> Exit:
+    try:
         parsed = config.parse(arguments)
     except goflags.HelpRequested:
-        _print(2, goflags.usage("livenessprobe", config.FLAGS))
+        write_out(2, goflags.usage("livenessprobe", config.FLAGS).rstrip())
         return Exit.OK
     except goflags.FlagError as error:
-        _print(2, f"{error}\n{goflags.usage('livenessprobe', config.FLAGS)}")
+        write_out(2, f"{error}\n{goflags.usage('livenessprobe', config.FLAGS)}".rstrip())
         return Exit.FLAGS
     except config.ConfigError as error:
         log.setup(0, (), config.wants_json(arguments))
@@ -33,7 +39,7 @@ def run(arguments: Sequence[str]) -> Exit:
             from livenessprobe.driver import GRPC_VERSION
 
             python_version = sys.version.split()[0]
-            _print(1, f"livenessprobe {__version__} (Python {python_version}, grpcio {GRPC_VERSION})\n")
+            write_out(1, f"livenessprobe {__version__} (Python {python_version}, grpcio {GRPC_VERSION})")
             return Exit.OK
         if parsed.once:
             from livenessprobe.once import once
@@ -45,17 +51,10 @@ def run(arguments: Sequence[str]) -> Exit:
     except config.ConfigError as error:
         return _refuse(error)
     except Exception as error:
-        _logger.critical("Unexpected error, please report it", {"err": repr(error)}, exc_info=False)
+        _logger.critical("Unexpected error, please report it", {"err": repr(error)})
         return Exit.CONFIGURATION
 
 
 def _refuse(error: config.ConfigError) -> Exit:
     _logger.error("Bad configuration", {"err": error.reason, "flag": error.flag, "value": error.value})
     return Exit.CONFIGURATION
-
-
-def _print(descriptor: int, text: str) -> None:
-    data = text.encode(errors="backslashreplace")
-    with suppress(OSError):  # nobody reads
-        while data:
-            data = data[os.write(descriptor, data) :]

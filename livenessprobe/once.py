@@ -8,12 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from livenessprobe import health
 from livenessprobe.config import Config, Exit
 from livenessprobe.health import Outcome, Verdict
 from livenessprobe.quoting import printable
+from livenessprobe.writer import write_out
 
 _SAY_WAITING_SECONDS = 10.0
 _SAY_WAITING_ON_TERMINAL_SECONDS = 0.3
@@ -62,10 +62,7 @@ def once(config: Config) -> Exit:
     if caught and (verdict is None or verdict.outcome is not Outcome.UNREACHABLE):
         verdict = health.failed("Canceled", f"interrupted by {signal.Signals(caught).name}")
     verdict = verdict or health.failed("DeadlineExceeded", "the check does not end")
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_DFL)  # they end a write that nobody reads
-    with suppress(OSError):  # nobody reads: the exit code still tells
-        os.write(1, (printable(verdict.text) + "\n").encode())
+    write_out(1, printable(verdict.text))  # where nobody reads, the exit code still tells
     return _EXITS[verdict.outcome]
 
 

@@ -11,18 +11,18 @@ MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "ide
 # Leaves may use quoting, which imports nothing.
 SIBLINGS = {
     "__main__": {"command", "postponed"},
-    "command": {"serve", "config", "driver", "goflags", "log", "once"},
+    "command": {"serve", "config", "driver", "goflags", "log", "once", "writer"},
     "serve": {"config", "driver", "exchange", "health", "metrics", "driver_name", "quoting", "web"},
-    "once": {"config", "driver", "health", "quoting"},
+    "once": {"config", "driver", "health", "quoting", "writer"},
     "web": {"exchange"},
     "driver": {"health", "identity_pb2"},
     "unix_call": {"http2_call", "rpc"},
     "http2_call": {"grpc_answer", "rpc"},
     "grpc_answer": {"rpc"},
-    "config": {"goflags", "quoting"},
+    "config": {"address", "goflags", "quoting"},
     "goflags": {"quoting"},
     "health": {"quoting"},
-    "log": {"quoting"},
+    "log": {"quoting", "writer"},
 }
 ONLY_IN = {
     "grpc": {"driver"},

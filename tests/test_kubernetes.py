@@ -40,7 +40,7 @@ pytestmark = pytest.mark.timeout(600)  # images are built, and maybe the one to 
 FOLDER = program.ROOT / "deploy" / "kubernetes"
 README = (FOLDER / "README.md").read_text()
 PROBE = "liveness-probe"
-IMAGE = "quay.io/k8scsi/livenessprobe:canary"
+IMAGE = "registry.example/csi/livenessprobe:0.1.0"
 DRIVER_IMAGE = "registry.example/csi/driver:1.0"
 
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -263,6 +263,8 @@ def test_probe_is_hardened_and_has_the_measured_resources(text: str) -> None:
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     assert probe["resources"] == {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}}
     assert probe["image"] == IMAGE
+    # The reason why it ended, where it does.
+    assert probe["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
 @pytest.mark.parametrize("kind", ["startupProbe", "livenessProbe"])
@@ -340,7 +342,28 @@ def test_overlay_of_the_page_does_what_it_says(kustomize: Callable[[Path], str],
 
     validate(manifest, VERSIONS[-1], strict=True)
     assert driver(manifest) == "vendor-csi"
-    assert [mount["name"] for mount in by_name(containers(manifest))[PROBE]["volumeMounts"]] == ["plugin-dir"]
+    probe = by_name(containers(manifest))[PROBE]
+    assert [mount["name"] for mount in probe["volumeMounts"]] == ["plugin-dir"]
+    assert probe["image"] == "registry.example.com/storage/livenessprobe:0.1.0"
+
+
+def test_no_image_is_somebody_elses(tmp_path: Path) -> None:
+    """Only those of the kubernetes-csi sidecars are real; the page says how to change the probe's in all files at once."""
+    files = [*FOLDER.rglob("*.yaml")]
+    images = {image for file in files for image in re.findall(r"(?m)^ *-? *image: (\S+)", file.read_text())}
+    assert IMAGE in images
+    assert {image for image in images if not image.startswith("registry.example/")} == {
+        image for image in images if image.startswith("registry.k8s.io/sig-storage/csi-")
+    }
+
+    [change] = re.findall("(?m)^sed -i .*$", README)
+    shutil.copytree(FOLDER, tmp_path / "deploy" / "kubernetes")
+    subprocess.run(["sh", "-c", change], check=True, cwd=tmp_path)
+    changed = [(tmp_path / "deploy" / "kubernetes" / file.name).read_text() for file in FILES]
+    assert not [text for text in changed if IMAGE in text]
+    assert (
+        sum("registry.example.com/storage/livenessprobe:0.1.0" in text for text in changed) == len(SERVED) - 1
+    )
 
 
 # ---- played

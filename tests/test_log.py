@@ -10,9 +10,8 @@ import re
 import resource
 import subprocess
 import sys
-import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import program
@@ -24,7 +23,7 @@ from livenessprobe.log import Handler, JSONFormatter, KlogFormatter
 from livenessprobe.quoting import cut, quote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 KLOG = re.compile(
     r"(?P<severity>[IWEF])(?P<month>\d\d)(?P<day>\d\d) (?P<clock>\d\d:\d\d:\d\d)\.(?P<micro>\d{6}) "
@@ -39,12 +38,10 @@ def record(
     message: str = "Message",
     *args: object,
     level: int = logging.INFO,
-    error: BaseException | None = None,
     at: float | None = None,
     pid: int | None = None,
 ) -> logging.LogRecord:
-    exc_info = (type(error), error, error.__traceback__) if error else None
-    made = logging.LogRecord("livenessprobe.driver", level, "/x/driver.py", 73, message, args, exc_info)
+    made = logging.LogRecord("livenessprobe.driver", level, "/x/driver.py", 73, message, args, None)
     made.created = made.created if at is None else at
     made.process = made.process if pid is None else pid
     return made
@@ -203,49 +200,6 @@ def test_texts_over_4_kib_are_cut_and_say_so(long: str) -> None:
     assert text_line(long, {"key": long}).endswith(f"] {quote(cut(long))} key={quote(cut(long))}")
 
 
-# ---- records of libraries
-
-
-def raised() -> ZeroDivisionError:
-    try:
-        1 // 0  # noqa: B018
-    except ZeroDivisionError as error:
-        return error
-    raise AssertionError
-
-
-@pytest.mark.parametrize(
-    ("args", "error", "message", "values"),
-    [
-        (("%s took %d ms", "a\nb", 3), None, "a\nb took 3 ms", {}),
-        (("100 %",), None, "100 %", {}),
-        (("%(a)s", {"a": 1}), None, "%(a)s", {"a": 1}),
-        (("%d", "no number"), None, "%d", {}),
-        (("too many", 1, 2), None, "too many", {}),
-        (("failed",), raised(), "failed", {"err": repr(raised())}),
-        (("failed: %s", "x"), raised(), "failed: x", {"err": repr(raised())}),
-        (("failed", {"err": "ours", "n": 1}), raised(), "failed", {"err": "ours", "n": 1}),
-    ],
-)
-def test_a_library_s_record_is_one_line(
-    args: tuple[object, ...], error: Exception | None, message: str, values: dict[str, object]
-) -> None:
-    line = json_line(*args, level=logging.ERROR, error=error)
-    assert {key: line[key] for key in line if key not in ("ts", "caller")} == {"msg": message, **values}
-
-    text = KLOG.fullmatch(text_line(*args, level=logging.ERROR, error=error))
-    assert text
-    assert text["message"] == quote(message)
-    assert [match["key"] for match in VALUE.finditer(text["values"])] == list(values)
-
-
-def test_exc_info_without_an_exception() -> None:
-    made = record()
-    made.exc_info = (None, None, None)
-
-    assert KlogFormatter().format(made).endswith('] "Message"')
-
-
 # ---- what is shown: set up in a process of its own, as it is global
 
 SHOW = """
@@ -256,23 +210,46 @@ verbosity, vmodule, json_lines = json.loads(sys.argv[1])
 log.setup(verbosity, [tuple(entry) for entry in vmodule], json_lines)
 for module in ("driver", "web", "app"):
     scope = {"log": logging.getLogger("livenessprobe." + module).log}
-    for level in (logging.CRITICAL, logging.ERROR, logging.WARNING, *range(logging.INFO, 10, -1)):
+    for level in (logging.CRITICAL, logging.ERROR, logging.WARNING, *range(logging.INFO, 0, -1)):
         exec(compile(f"log({level}, 'm', {{'l': {level}}})", module + ".py", "exec"), scope)
-library = logging.getLogger("some.library")
-library.info("too quiet")
-library.warning("%s", "loud\\nenough")
-try:
-    raise OSError("broken")
-except OSError:
-    library.exception("failed")
+"""
+
+NOISE = """
+import logging, sys, threading, warnings
+from livenessprobe import log
+
+class Unclean:
+    def __del__(self):
+        raise OSError("in vain")
+
+log.setup(20, [], sys.argv[1] == "json")
+for name in ("", "some.library", "livenessprobe2"):
+    library = logging.getLogger(name)
+    library.critical("%s", "loud\\nenough")
+    try:
+        raise OSError("broken")
+    except OSError:
+        library.exception("failed")
+    library.error("%d", "arguments that do not fit")
+warnings.warn("soon to be gone", DeprecationWarning)
+warnings.warn("anyway")
+thread = threading.Thread(target=lambda: 1 // 0)
+thread.start()
+thread.join()
+Unclean()
+log.flush()
 """
 
 
 def shown(verbosity: int, vmodule: dict[str, int], *, json_lines: bool = False) -> list[str]:
     """The lines on standard error."""
-    arguments = json.dumps([verbosity, list(vmodule.items()), json_lines])
+    return said(SHOW, json.dumps([verbosity, list(vmodule.items()), json_lines]))
+
+
+def said(script: str, argument: str) -> list[str]:
+    """The lines on standard error."""
     done = subprocess.run(
-        [sys.executable, "-c", SHOW, arguments],
+        [sys.executable, "-W", "always", "-c", script, argument],
         check=True,
         capture_output=True,
         cwd=program.ROOT,
@@ -287,6 +264,10 @@ def shown(verbosity: int, vmodule: dict[str, int], *, json_lines: bool = False) 
     [
         (0, {}, {"driver": 0, "web": 0, "app": 0}),
         (5, {}, {"driver": 5, "web": 5, "app": 5}),
+        (19, {}, {"driver": 19, "web": 19, "app": 19}),
+        (20, {}, {"driver": 19, "web": 19, "app": 19}),
+        (10**19, {}, {"driver": 19, "web": 19, "app": 19}),
+        (1, {"web": 20}, {"driver": 1, "web": 19, "app": 1}),
         (0, {"driver": 5}, {"driver": 5, "web": 0, "app": 0}),
         (2, {"driver": 5, "web": 4}, {"driver": 5, "web": 4, "app": 2}),
         (3, {"driver": 1}, {"driver": 3, "web": 3, "app": 3}),
@@ -296,10 +277,13 @@ def shown(verbosity: int, vmodule: dict[str, int], *, json_lines: bool = False) 
     ],
 )
 def test_verbosity_and_vmodule(verbosity: int, vmodule: dict[str, int], most: dict[str, int]) -> None:
-    ours = [KLOG.fullmatch(line) for line in shown(verbosity, vmodule)][:-2]
+    ours = [KLOG.fullmatch(line) for line in shown(verbosity, vmodule)]
 
     assert all(ours)
     seen = [(line["file"], int(line["values"].removeprefix(" l="))) for line in ours if line]
+    assert [line["severity"] for line in ours if line] == [
+        {50: "F", 40: "E", 30: "W"}.get(level, "I") for _, level in seen
+    ]
     assert seen == [
         (f"{module}.py", level)
         for module in ("driver", "web", "app")
@@ -310,151 +294,50 @@ def test_verbosity_and_vmodule(verbosity: int, vmodule: dict[str, int], most: di
 def test_json_ignores_vmodule() -> None:
     lines = [json.loads(line) for line in shown(1, {"driver": 5}, json_lines=True)]
 
-    assert [(line["caller"].partition(":")[0], line["l"]) for line in lines if "l" in line] == [
+    assert [(line["caller"].partition(":")[0], line["l"]) for line in lines] == [
         (f"livenessprobe/{module}.py", level)
         for module in ("driver", "web", "app")
         for level in (50, 40, 30, 20, 19)
     ]
 
 
-def test_libraries_are_heard_from_warnings_on_in_our_format() -> None:
-    loud, failed = shown(5, {})[-2:]
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_libraries_and_warnings_are_not_heard_and_a_defect_is_one_line(form: str) -> None:
+    thread, unclean = said(NOISE, form)
 
-    assert loud.startswith("W")
-    assert loud.endswith(r'] "loud\nenough"')
-    assert failed.startswith("E")
-    assert failed.endswith("""] "failed" err="OSError('broken')\"""")
+    for line, error in ((thread, "ZeroDivisionError"), (unclean, "in vain")):
+        assert "Unexpected error, please report it" in line
+        assert error in line
+        assert json.loads(line)["err"] if form == "json" else line[0] == "F"
 
 
 # ---- where a line cannot be written
 
 
-@contextmanager
-def small_pipe() -> Iterator[tuple[int, int]]:
-    """Takes two pages; read without blocking."""
-    reader, writer = os.pipe()
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 2 * resource.getpagesize())
-    os.set_blocking(reader, False)
-    try:
-        yield reader, writer
-    finally:
-        os.close(reader)
-        os.close(writer)
-
-
-def handler_on(descriptor: int, formatter: logging.Formatter = FORMATTERS[0]) -> Handler:
-    handler = Handler(descriptor)
-    handler.setFormatter(formatter)
-    return handler
-
-
-def read(descriptor: int) -> list[str]:
-    data = b""
-    try:
-        while chunk := os.read(descriptor, 65536):
-            data += chunk
-    except BlockingIOError:
-        pass
-    assert data.endswith(b"\n") or not data
-    return data.decode().splitlines()
-
-
 @pytest.mark.parametrize("formatter", FORMATTERS, ids=["text", "json"])
-def test_a_full_pipe_does_not_block_and_the_loss_is_told_later(formatter: logging.Formatter) -> None:
-    with small_pipe() as (reader, writer), closing(handler_on(writer, formatter)) as handler:
-        for n in range(500):
+def test_lost_lines_are_told_in_a_line_of_the_log(formatter: logging.Formatter) -> None:
+    reader, descriptor = os.pipe()
+    fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, resource.getpagesize())
+    with open(reader, encoding="utf-8") as stream, closing(Handler(formatter, descriptor)) as handler:
+        for n in range(3000):
             handler.handle(record("Event", {"n": n}))
-        kept = read(reader)
-        for n in range(500, 502):
-            handler.handle(record("Event", {"n": n}))
-        told, *after = read(reader)
+        *kept, told = up_to(stream, "lost")
+        os.close(descriptor)
 
-    assert 0 < len(kept) < 500
-    expected = [formatter.format(record("Event", {"n": n}))[-12:] for n in range(502)]
-    assert [line[-12:] for line in kept] == expected[: len(kept)]
-    lost = formatter.format(record("Log lines were lost", {"lines": 500 - len(kept)}, level=logging.WARNING))
-    assert told.endswith(lost.partition("Log lines")[2])
-    assert [line[-12:] for line in after] == expected[500:]
-
-
-def test_a_line_of_which_only_a_part_was_taken_is_not_continued_by_the_next() -> None:
-    with small_pipe() as (reader, writer), closing(handler_on(writer)) as handler:
-        handler.handle(record("\0" * 4000))  # 16 KB, as each is written as \x00
-        first_part = os.read(reader, 65536).decode()
-        handler.handle(record("next"))
-        end, told, after = read(reader)
-
-    assert len(first_part) == 2 * resource.getpagesize()
-    assert "\n" not in first_part
-    assert end == ""
-    assert told.endswith('"Log lines were lost" lines=1')
-    assert after.endswith('] "next"')
+    assert [line.rpartition("Event")[2] for line in kept] == [
+        formatter.format(record("Event", {"n": n})).rpartition("Event")[2] for n in range(len(kept))
+    ]
+    written = record("Log lines were lost", {"lines": 3000 - len(kept)}, level=logging.WARNING)
+    assert told.partition("Log lines")[2] == formatter.format(written).partition("Log lines")[2]
+    if formatter is FORMATTERS[0]:
+        assert re.match(r"W.* log\.py:[1-9]\d*\] ", told)
+    else:
+        assert re.match(r'\{"ts":[\d.]+,"caller":"livenessprobe/log\.py:[1-9]\d*","msg"', told)
 
 
-def test_lines_are_counted_once_when_the_note_alone_was_taken() -> None:
-    with small_pipe() as (reader, writer), closing(handler_on(writer)) as handler:
-        os.write(writer, b"\n" * 2 * resource.getpagesize())
-        handler.handle(record("lost"))
-        read(reader)
-        handler.handle(record("\0" * 4000))  # room for the note, not for all of this
-        os.read(reader, 65536)
-        handler.handle(record("next"))
-        lines = read(reader)
-
-    assert lines[-2].endswith('"Log lines were lost" lines=1')
-    assert lines[-1].endswith('] "next"')
-
-
-def closed_descriptor() -> int:
-    descriptor = fcntl.fcntl(0, fcntl.F_DUPFD, 500)
-    os.close(descriptor)
-    return descriptor
-
-
-def descriptor_nobody_reads() -> int:
-    reader, writer = os.pipe()
-    os.close(reader)
-    return writer
-
-
-@pytest.mark.parametrize(
-    "descriptor",
-    [closed_descriptor, descriptor_nobody_reads, lambda: os.open("/dev/full", os.O_WRONLY)],
-    ids=["closed", "nobody reads", "/dev/full"],
-)
-def test_a_line_that_cannot_be_written_is_no_error(descriptor: Any) -> None:
-    number = descriptor()
-    with closing(handler_on(number)) as handler:
-        for _ in range(3):
-            handler.handle(record())
-    try:
-        os.close(number)
-    except OSError:
-        assert descriptor is closed_descriptor
-
-
-def test_lines_of_many_threads_do_not_mix() -> None:
-    reader, writer = os.pipe()
-    lines: list[str] = []
-    with open(reader, encoding="utf-8") as stream:
-        collecting = threading.Thread(target=lambda: lines.extend(stream))
-        collecting.start()
-        with closing(handler_on(writer)) as handler:
-
-            def work(name: str) -> None:
-                for _ in range(50):
-                    handler.handle(record(name * 1500))
-
-            threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        os.close(writer)
-        collecting.join()
-
-    messages = [found["message"] for line in lines if (found := KLOG.fullmatch(line.rstrip("\n")))]
-    assert len(messages) == len(lines)
-    assert {message for message in messages if "lost" not in message} <= {
-        f'"{name * 1500}"' for name in "abcd"
-    }
+def up_to(lines: Iterable[str], word: str) -> Iterator[str]:
+    """All lines up to the first that has this word."""
+    for line in lines:
+        yield line.rstrip("\n")
+        if word in line:
+            return

@@ -481,7 +481,7 @@ def test_a_signal_that_does_not_end_the_wait_itself_stops_it_too(
     """Given to another thread it comes as one does that arrives just before the main thread waits."""
     assert probe.get("/nothing").status == 404
     tgkill = ctypes.CDLL(None, use_errno=True).tgkill
-    main, checks, *_ = sorted(int(task.name) for task in Path(f"/proc/{probe.pid}/task").iterdir())
+    main, _, checks, *_ = sorted(int(task.name) for task in Path(f"/proc/{probe.pid}/task").iterdir())
     assert main == probe.pid
     assert tgkill(probe.pid, checks, number) == 0
 

@@ -1,0 +1,374 @@
+"""Lines on descriptors that take nothing, or not now: nobody waits, order and whole lines are kept, losses are counted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import resource
+import select
+import socket
+import subprocess
+import termios
+import threading
+import time
+import tty
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from livenessprobe.writer import MOST_BYTES, Writer, write_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PIPE_BYTES = 2 * resource.getpagesize()
+LINE = 64  # bytes, with its end
+FITTING = MOST_BYTES // LINE
+
+
+def on(descriptor: int) -> Writer:
+    return Writer(descriptor, "{} lost".format)
+
+
+def line(n: int) -> str:
+    return f"{n:0{LINE - 1}d}"
+
+
+def read_until(descriptor: int, last: str, seconds: float = 20.0) -> list[str]:
+    """All lines, up to one that matches; it fails where that doesn't come."""
+    data, end = b"", time.monotonic() + seconds
+    while not re.search(rf"(?m)^{last}\r?\n\Z", data.decode()):
+        assert select.select([descriptor], [], [], max(0, end - time.monotonic()))[0], data[-1000:]
+        more = os.read(descriptor, 65536)
+        assert more, data[-1000:]
+        data += more
+    return [each.rstrip("\r") for each in data.decode().split("\n")[:-1]]
+
+
+def fill(descriptor: int) -> int:
+    """Take all the room there is; return how many bytes that was."""
+    os.set_blocking(descriptor, False)
+    size = 0
+    with contextlib.suppress(BlockingIOError):
+        for step in (1024, 1):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    size += os.write(descriptor, b"\n" * step)
+    os.set_blocking(descriptor, True)
+    return size
+
+
+@contextlib.contextmanager
+def pipe() -> Iterator[tuple[int, int]]:
+    """Takes two pages."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    yield from _closing(reader, writer)
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[tuple[int, int]]:
+    reader, writer = pty.openpty()
+    tty.setraw(writer)
+    yield from _closing(reader, writer)
+
+
+@contextlib.contextmanager
+def sockets(kind: socket.SocketKind) -> Iterator[tuple[int, int]]:
+    reader, writer = socket.socketpair(socket.AF_UNIX, kind)
+    yield from _closing(reader.detach(), writer.detach())
+
+
+def _closing(reader: int, writer: int) -> Iterator[tuple[int, int]]:
+    try:
+        yield reader, writer
+    finally:
+        # The thread of a writer that still waits gets an error.
+        os.close(reader)
+        os.close(writer)
+
+
+KINDS: dict[str, Callable[[], contextlib.AbstractContextManager[tuple[int, int]]]] = {
+    "pipe": pipe,
+    "terminal": terminal,
+    "stream socket": partial(sockets, socket.SOCK_STREAM),
+    "packet socket": partial(sockets, socket.SOCK_SEQPACKET),
+}
+
+
+# ---- nobody reads for now
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lines_that_nobody_reads_are_kept_in_order_and_then_counted(kind: str) -> None:
+    with KINDS[kind]() as (reader, descriptor):
+        writer = on(descriptor)
+        for n in range(20_000):
+            writer.write(line(n))
+        *kept, told = read_until(reader, r"\d+ lost")
+        writer.write("after")
+        after = read_until(reader, "after")
+
+    assert FITTING <= len(kept) < 20_000
+    assert kept == [line(n) for n in range(len(kept))]
+    assert told == f"{20_000 - len(kept)} lost"
+    assert after == ["after"]
+
+
+def test_a_stopped_terminal_takes_all_once_it_goes_on() -> None:
+    with terminal() as (reader, descriptor):
+        writer = on(descriptor)
+        termios.tcflow(descriptor, termios.TCOOFF)  # ^S
+        for n in range(10):
+            writer.write(line(n))
+        writer.flush(0.1)
+        assert not select.select([reader], [], [], 0)[0]
+        termios.tcflow(descriptor, termios.TCOON)  # ^Q
+
+        assert read_until(reader, line(9)) == [line(n) for n in range(10)]
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_the_queue_takes_64_kib_and_tells_at_once_when_there_is_room_again(more: int) -> None:
+    assert MOST_BYTES == 64 * 1024
+    with pipe() as (reader, descriptor):
+        taken = fill(descriptor)
+        writer = on(descriptor)
+        for n in range(FITTING + more):
+            writer.write(line(n))
+        os.read(reader, taken)
+        lines = read_until(reader, f"{more} lost" if more else line(FITTING - 1))
+        writer.flush(20)
+
+        assert not select.select([reader], [], [], 0)[0]
+
+    assert lines == [line(n) for n in range(FITTING)] + [f"{more} lost"] * bool(more)
+
+
+def test_a_byte_too_many_does_not_fit() -> None:
+    with pipe() as (reader, descriptor):
+        taken = fill(descriptor)
+        writer = on(descriptor)
+        for n in range(FITTING - 1):
+            writer.write(line(n))
+        writer.write("x" * LINE)
+        os.read(reader, taken)
+
+        assert read_until(reader, "1 lost")[-2:] == [line(FITTING - 2), "1 lost"]
+
+
+def test_after_a_loss_no_line_is_taken_before_the_queue_is_empty() -> None:
+    """Not even one for which there would be room: there's one gap, not many."""
+    with pipe() as (reader, descriptor):
+        taken = fill(descriptor)
+        writer = on(descriptor)
+        for size in (30_000, 30_000, 30_000, 10):
+            writer.write("x" * size)
+        os.read(reader, taken)
+        lines = read_until(reader, r"\d lost")
+
+    assert [len(each) for each in lines[:-1]] == [30_000, 30_000]
+    assert lines[-1] == "2 lost"
+
+
+def test_a_line_longer_than_the_queue_is_taken_alone() -> None:
+    with pipe() as (reader, descriptor):
+        writer = on(descriptor)
+        writer.write("x" * 2 * MOST_BYTES)
+        writer.write("too many")
+
+        assert [len(each) for each in read_until(reader, "1 lost")] == [2 * MOST_BYTES, len("1 lost")]
+
+
+def test_beside_another_writer_lines_stay_whole_and_nobody_waits() -> None:
+    """Where there was room a moment ago, the other one has it now."""
+    busy = ["sh", "-c", "while :; do echo other; done"]
+    ours: list[str] = []
+    with pipe() as (reader, descriptor), subprocess.Popen(busy, stdout=descriptor) as other:
+        try:
+            writer = on(descriptor)
+            for n in range(3000):
+                writer.write(line(n))
+            with open(os.dup(reader), encoding="utf-8") as stream:
+                while not ours or not ours[-1].endswith(" lost"):
+                    ours += [each for each in [stream.readline().rstrip("\n")] if each != "other"]
+        finally:
+            other.kill()
+    *kept, told = ours
+
+    assert kept == [line(n) for n in range(len(kept))]
+    assert told == f"{3000 - len(kept)} lost"
+
+
+def test_a_description_that_is_non_blocking_loses_no_line_either() -> None:
+    with pipe() as (reader, descriptor):
+        os.set_blocking(descriptor, False)
+        writer = on(descriptor)
+        for n in range(FITTING):
+            writer.write(line(n))
+
+        assert read_until(reader, line(FITTING - 1)) == [line(n) for n in range(FITTING)]
+        assert not os.get_blocking(descriptor)
+
+
+# ---- nobody ever takes them
+
+
+def closed() -> int:
+    descriptor = fcntl.fcntl(0, fcntl.F_DUPFD, 500)
+    os.close(descriptor)
+    return descriptor
+
+
+def nobody_reads() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def full_device() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize("descriptor", [closed, nobody_reads, full_device])
+def test_what_cannot_be_written_is_lost_at_once_and_told_where_it_can_be(
+    descriptor: Callable[[], int],
+) -> None:
+    number = descriptor()
+    writer = on(number)
+    for _ in range(3):
+        writer.write("lost")
+        writer.flush(20)
+    with pipe() as (reader, other):
+        os.dup2(other, number)
+        writer.write("next")
+        lines = read_until(reader, "next")
+        writer.flush(20)
+        os.close(number)
+
+    assert lines == ["3 lost", "next"]
+
+
+def test_what_was_torn_is_not_continued_by_the_next_line() -> None:
+    with pipe() as (reader, descriptor):
+        writer = on(descriptor)
+        writer.write("x" * 100_000)
+        assert os.read(reader, 1) == b"x"
+        number = os.dup(reader)
+        with pipe() as (other_reader, other):
+            os.dup2(
+                other_reader, reader
+            )  # nobody reads the first pipe any more, as soon as this is closed too:
+            os.close(number)
+            writer.flush(20)
+            os.dup2(other, descriptor)
+            writer.write("next")
+            lines = read_until(other_reader, "next")
+            writer.flush(20)
+
+    assert lines == ["", "1 lost", "next"]
+
+
+# ---- threads
+
+
+def work(writer: Writer, names: str, lines: int, size: int) -> None:
+    def write(name: str) -> None:
+        for n in range(lines):
+            writer.write(f"{name}{n:05d}" + name * size)
+
+    threads = [threading.Thread(target=write, args=(name,), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+
+def test_lines_of_many_threads_arrive_all_whole_and_each_thread_s_in_order() -> None:
+    with pipe() as (reader, descriptor):
+        writer = on(descriptor)
+        work(writer, "abcd", 50, 300)
+        writer.write("end")
+        *lines, _ = read_until(reader, "end")
+
+    assert sorted(lines) == [f"{name}{n:05d}" + name * 300 for name in "abcd" for n in range(50)]
+    assert [sorted(of) == of for name in "abcd" for of in [[each for each in lines if each[0] == name]]] == [
+        True
+    ] * 4
+
+
+def test_no_line_of_many_threads_is_forgotten() -> None:
+    """Each is longer than what a pipe takes in one piece, and all of them are far too much."""
+    lines: list[str] = []
+    with pipe() as (reader, descriptor):
+        writer = on(descriptor)
+        reading = threading.Thread(target=lambda: lines.extend(read_until(reader, "end", 60)), daemon=True)
+        reading.start()
+        work(writer, "abcdefgh", 200, 5000)
+        writer.flush(60)
+        writer.write("end")
+        reading.join(60)
+    kept = [each for each in lines[:-1] if not each.endswith(" lost")]
+    lost = sum(int(each.split()[0]) for each in lines[:-1] if each.endswith(" lost"))
+
+    assert lines[-1] == "end"
+    assert kept
+    assert all(re.fullmatch(r"([a-h])\d{5}\1{5000}", each) for each in kept)
+    assert len(kept) + lost == 8 * 200
+
+
+@contextlib.contextmanager
+def no_thread_to_be_had() -> Iterator[None]:
+    before = threading.stack_size(2**46)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+def test_without_a_thread_it_writes_what_is_taken_and_nobody_waits() -> None:
+    with pipe() as (reader, descriptor):
+        with no_thread_to_be_had():
+            writer = on(descriptor)
+        for n in range(1000):
+            writer.write(line(n))
+        writer.flush(20)
+        assert os.get_blocking(descriptor)
+        kept = PIPE_BYTES // LINE
+        lines = read_until(reader, line(kept - 1))
+        writer.write("next")
+        lines += read_until(reader, "next")
+
+    assert lines == [*(line(n) for n in range(kept)), f"{1000 - kept} lost", "next"]
+
+
+# ---- the end
+
+
+def test_flush_waits_for_what_is_being_written_but_not_for_ever() -> None:
+    with pipe() as (reader, descriptor):
+        writer = on(descriptor)
+        writer.write("x")
+        writer.flush(20)
+        assert os.read(reader, 10) == b"x\n"
+        fill(descriptor)
+        writer.write("y")
+        begin = time.monotonic()
+        writer.flush(0.1)
+
+        assert 0.1 <= time.monotonic() - begin < 10
+
+
+def test_one_text_is_written_as_a_whole_or_given_up() -> None:
+    with pipe() as (reader, descriptor):
+        write_out(descriptor, "two\nlines \udcff")
+        assert os.read(reader, 100) == b"two\nlines \\udcff\n"
+        fill(descriptor)
+        begin = time.monotonic()
+        write_out(descriptor, "nobody reads")
+
+        assert time.monotonic() - begin < 10
