@@ -4,7 +4,7 @@ The gRPC protocol over HTTP/2 is on https://github.com/grpc/grpc/blob/master/doc
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from livenessprobe.rpc import Reply, code_name
 
@@ -19,7 +19,8 @@ _CODES_OF_HTTP = {
     404: "Unimplemented",
     **dict.fromkeys((429, 502, 503, 504), "Unavailable"),
 }
-_NAME = re.compile(rb":?[!#$%&'*+.^_`|~0-9a-z-]+")
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_PSEUDO = {b":status", b":method", b":path", b":scheme", b":authority", b":protocol"}
 _NOT_IN_A_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?")
 _STATUS = re.compile(rb"([+-]?)0*([0-9]{1,10})")
@@ -34,16 +35,16 @@ class Answer:
         self._encoding = b""
         self._body = bytearray()
 
-    def headers(self, fields: Iterable[tuple[bytes, bytes]], *, ended: bool) -> Reply | None:
+    def headers(self, fields: Sequence[tuple[bytes, bytes]], *, ended: bool) -> Reply | None:
         """Take a block of header fields: interim ones, those that begin the answer, or its trailers."""
         if self._began and not ended:
             return Reply("Internal", "a HEADERS frame in the middle of the answer", None)
+        if problem := _malformed(fields):
+            return Reply("Internal", problem, None)
         values: dict[bytes, bytes] = {}
         is_grpc = self._began
         not_base64 = b""
         for name, value in fields:
-            if problem := _malformed(name, value):
-                return Reply("Internal", problem, None)
             values[name] = value
             is_grpc = is_grpc or (name == b"content-type" and _is_grpc(value))
             if name.endswith(b"-bin") and not _BASE64.fullmatch(value):
@@ -91,12 +92,21 @@ class Answer:
         return Reply(code_name(code), _text(_unescaped(message)), None)
 
 
-def _malformed(name: bytes, value: bytes) -> str:
-    """Say what makes a header field malformed, or nothing."""
-    if not _NAME.fullmatch(name):
-        return f"malformed header: the name {_text(name[:99])!r}"
-    if _NOT_IN_A_VALUE.search(value):
-        return f"malformed header: a control character in {_text(name)}"
+def _malformed(fields: Sequence[tuple[bytes, bytes]]) -> str:
+    """Say what makes header fields malformed, or nothing."""
+    pseudo: list[bytes] = []
+    for at, (name, value) in enumerate(fields):
+        shown = _text(name[:99])
+        if _NOT_IN_A_VALUE.search(value):
+            return f"malformed header: a control character in {shown}"
+        if name.startswith(b":"):
+            if len(pseudo) < at or name in pseudo or name not in _PSEUDO:
+                return f"malformed header: {shown} where it cannot be"
+            pseudo.append(name)
+        elif not _NAME.fullmatch(name):
+            return f"malformed header: the name {shown!r}"
+    if b":status" in pseudo and len(pseudo) > 1:
+        return "malformed header: the fields of a request in an answer"
     return ""
 
 
@@ -124,8 +134,12 @@ def _not_grpc(values: dict[bytes, bytes], *, ended: bool) -> Reply | None:
 
 
 def _unescaped(message: bytes) -> bytes:
-    """Decode a grpc-message; a percent sign that escapes nothing stands for itself."""
-    return _ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), message)
+    """Decode a grpc-message; a percent sign that escapes nothing stands for itself. Piece by piece, to save memory."""
+    unescaped, begin = bytearray(), 0
+    for escape in _ESCAPE.finditer(message):
+        unescaped += message[begin : escape.start()] + bytes.fromhex(escape[1].decode())
+        begin = escape.end()
+    return bytes(unescaped) + message[begin:]
 
 
 def _text(raw: bytes) -> str:

@@ -17,7 +17,7 @@ SIBLINGS = {
     "web": {"exchange"},
     "driver": {"health", "identity_pb2"},
     "unix_call": {"http2_call", "rpc"},
-    "http2_call": {"grpc_answer", "rpc"},
+    "http2_call": {"grpc_answer", "http2_frames", "rpc"},
     "grpc_answer": {"rpc"},
     "config": {"address", "goflags", "quoting"},
     "goflags": {"quoting"},
@@ -27,7 +27,7 @@ SIBLINGS = {
 ONLY_IN = {
     "grpc": {"driver"},
     "google": {"driver"},
-    "hpack": {"http2_call"},
+    "hpack": {"http2_call", "http2_frames"},
     "prometheus_client": {"metrics"},
     "http.server": {"exchange", "web"},
 }
