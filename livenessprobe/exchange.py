@@ -1,4 +1,4 @@
-"""One HTTP request and its answer, in memory: no sockets, no waiting. Strict in what it takes, as a target of junk.
+"""One HTTP request and its answer, as values: no sockets, no waiting. Strict in what it takes, as a target of junk.
 
 Every connection serves one request: an answer says `Connection: close`, and nothing of a request's body is read.
 """
@@ -7,8 +7,9 @@ import logging
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
@@ -16,8 +17,13 @@ from io import BytesIO
 LONGEST_HEAD = 16 * 1024  # bytes
 
 _MALFORMED = logging.INFO - 4  # verbosity 4
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
-_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.[0-9]")
+_TARGET = r"[^\x00-\x20\x7f]+"
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ({_TARGET}) HTTP/1\.[0-9]")
+_VERSION_PIECES = (*"HTTP/1", r"\.", "[0-9]", r"\r")
+_VERSION_BEGUN = reduce(lambda rest, piece: f"(?:{piece}{rest})?", reversed(_VERSION_PIECES), "")
+_REQUEST_LINE_BEGUN = re.compile(rf"(?:{_TOKEN}(?: (?:{_TARGET}(?: {_VERSION_BEGUN})?)?)?)?")
 # Blanks around the value are its own: an optional part before it takes quadratic time where a line is refused.
 _FIELD_LINE = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 
@@ -28,6 +34,7 @@ class Response:
 
     status: int
     body: bytes
+    """Sent as it is, never copied: routes that give many clients the same bytes object hold it once."""
     content_type: str = "text/plain; charset=utf-8"
 
 
@@ -37,62 +44,84 @@ Route = Callable[[Reply], None]
 """Gets a GET or HEAD request's Reply; must return at once."""
 
 
+def head_size(received: bytes, searched: int = 0) -> int:
+    """Return how much of what a client sent is the head to answer, 0 while more of it is to come.
+
+    That is all up to its empty line; LONGEST_HEAD where none comes; what there is where no request can come of it.
+    searched is how much of it was there at the last look.
+    """
+    if end := _END_OF_HEAD.search(received, max(0, searched - 2)):
+        return min(end.end(), LONGEST_HEAD)
+    if len(received) > LONGEST_HEAD:
+        return LONGEST_HEAD
+    return 0 if _begins_request(received.decode("latin-1")) else len(received)
+
+
+def head_of(response: Response) -> bytes:
+    """Return the head of an answer, from the status line to the empty line; the same bytes object for a while."""
+    return _head(response.status, response.content_type, len(response.body), int(time.time()))
+
+
 class Exchange(BaseHTTPRequestHandler):
-    """Parses one request's head, asks the route of its path, and hands the answer's bytes to `send`."""
+    """Parses one request's head, and has the route of its path answer."""
 
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, head: bytes, routes: Mapping[str, Route], send: Callable[[bytes], None]) -> None:
-        """Take the request up to its empty line (or LONGEST_HEAD bytes of it, where there is none)."""
+    def __init__(self, head: bytes) -> None:
+        """Take as much of a request as head_size() says."""
         # Not super().__init__(): it would read from a socket and answer before it returns.
-        self.rfile, self._answer = BytesIO(head), BytesIO()
-        self.wfile = self._answer
+        self._head = head
         self.requestline, self.command, self.path, self.request_version = "", "", "", ""
-        self.has_body = False
-        """Whether the client may still be sending when the answer is out."""
-        self._routes, self._send = routes, send
+        self.may_still_send = False
+        """Whether more can come from the client, though its head is complete: to close at once could lose the answer."""
 
-    def handle(self) -> None:
-        """Answer, now or once the route does."""
+    def ask(self, routes: Mapping[str, Route], reply: Reply) -> None:
+        """Have the route answer, now or later; what no route is to answer gets its error now."""
+        self._reply = reply
         if not self.parse_request():
             return
-        route = self._routes.get(self.path)
+        route = routes.get(self.path)
         if route is None:
             self.send_error(HTTPStatus.NOT_FOUND)
         elif self.command not in ("GET", "HEAD"):
             self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
         else:
-            route(self.reply)
+            route(reply)
 
     def parse_request(self) -> bool:
         """Read the head; answer 4xx and return False where it breaks RFC 9112."""
-        lines = self.rfile.read().decode("latin-1").split("\n")
-        if len(lines) < 3 or lines[-2:] not in (["", ""], ["\r", ""]):
+        head = self._head.decode("latin-1")
+        lines = head.split("\n")
+        self.requestline, *fields = (line.removesuffix("\r") for line in lines[:-2] or lines)
+        request = _REQUEST_LINE.fullmatch(self.requestline)
+        if request is None and not (len(lines) == 1 and _begins_request(head)):
+            return self._malformed("malformed request line")
+        if request is None or len(lines) < 3 or lines[-2:] not in (["", ""], ["\r", ""]):
+            self.may_still_send = True
             self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {LONGEST_HEAD} bytes")
             return False
-        self.requestline, *fields = (line.removesuffix("\r") for line in lines[:-2])
-        request = _REQUEST_LINE.fullmatch(self.requestline)
-        if request is None:
-            return self._malformed("malformed request line")
         self.command, target = request.groups()
-        if match := re.match("https?://[^/?#]+", target, re.IGNORECASE):
-            target = target[match.end() :] or "/"
-        if not target.startswith("/") and target != "*":
+        self.path = _path(target)
+        if not self.path:
             return self._malformed("malformed request target")
-        path = re.split("[?#]", target, maxsplit=1)[0]
-        self.path = urllib.parse.unquote(path) if "%" in path else path  # loads it where that is needed
+        return self._parse_fields(fields)
+
+    def _parse_fields(self, fields: Sequence[str]) -> bool:
         hosts = 0
         for line in fields:
             field = _FIELD_LINE.fullmatch(line)
             if field is None:
                 return self._malformed("malformed header field")
-            name, value = field[1].lower(), field[2].strip(" \t")
-            hosts += name == "host"
-            if name == "content-length":
-                if not re.fullmatch("[0-9]+", value):
+            name = field[1].lower()
+            if name == "host":
+                hosts += 1
+            elif name == "content-length":
+                length = field[2].strip(" \t")
+                if not re.fullmatch("[0-9]+", length):
                     return self._malformed("malformed Content-Length")
-                self.has_body |= int(value[:9]) > 0
-            self.has_body |= name in ("transfer-encoding", "expect")
+                self.may_still_send |= length.strip("0") != ""
+            elif name in ("transfer-encoding", "expect"):
+                self.may_still_send = True
         if hosts > 1 or (hosts == 0 and not self.requestline.endswith("HTTP/1.0")):
             return self._malformed("not exactly one Host")
         return True
@@ -101,30 +130,53 @@ class Exchange(BaseHTTPRequestHandler):
         logging.getLogger(__name__).log(
             _MALFORMED, "Malformed request", {"reason": what, "request": self.requestline}
         )
-        self.has_body = True  # whatever follows is not understood either
+        self.may_still_send = True  # whatever follows is not understood either
         self.send_error(HTTPStatus.BAD_REQUEST, what)
         return False
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer with an error of HTTP itself, as plain text."""
         status = HTTPStatus(code)
-        self.reply(Response(status, ": ".join(filter(None, (status.phrase, message, explain))).encode()))
-
-    def reply(self, response: Response) -> None:
-        """Hand over the bytes of the answer."""
-        self.send_response_only(response.status)
-        self.send_header("Date", self.date_time_string())
-        self.send_header("Content-Type", response.content_type)
-        self.send_header("X-Content-Type-Options", "nosniff")  # the text can be a driver's
-        self.send_header("Content-Length", str(len(response.body)))
-        if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", "GET, HEAD")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(response.body)
-        self._send(self._answer.getvalue())
+        self._reply(Response(status, ": ".join(filter(None, (status.phrase, message, explain))).encode()))
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         """Return a moment (default: now) as HTTP writes it; English, as this program sets no locale."""
         return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(timestamp))
+
+
+def _path(target: str) -> str:
+    """Return a request target's path, decoded; empty where there is none."""
+    if match := re.match("https?://[^/?#]+", target, re.IGNORECASE):
+        target = target[match.end() :]
+        target = target if target.startswith("/") else "/" + target
+    if not target.startswith("/") and target != "*":
+        return ""
+    path = re.split("[?#]", target, maxsplit=1)[0]
+    if "%" in path or not path.isascii():  # loads urllib.parse where that is needed
+        return urllib.parse.unquote_to_bytes(path.encode("latin-1")).decode(errors="surrogateescape")
+    return path
+
+
+def _begins_request(text: str) -> bool:
+    """Tell whether text can be the beginning of a request, as far as its first line says."""
+    line, complete, _ = text.partition("\n")
+    if complete:
+        return _REQUEST_LINE.fullmatch(line.removesuffix("\r")) is not None
+    return _REQUEST_LINE_BEGUN.fullmatch(line) is not None
+
+
+@lru_cache(maxsize=8)
+def _head(status: int, content_type: str, length: int, second: int) -> bytes:
+    """Write the head of an answer; most answers of a second have the same."""
+    writer, written = Exchange(b""), BytesIO()
+    writer.wfile = written
+    writer.send_response_only(status)
+    writer.send_header("Date", writer.date_time_string(second))
+    writer.send_header("Content-Type", content_type)
+    writer.send_header("X-Content-Type-Options", "nosniff")  # the text can be a driver's
+    writer.send_header("Content-Length", str(length))
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        writer.send_header("Allow", "GET, HEAD")
+    writer.send_header("Connection", "close")
+    writer.end_headers()
+    return written.getvalue()

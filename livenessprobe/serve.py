@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -134,8 +134,7 @@ class Service:
     def _health_route(self, *good: Outcome) -> Route:
         def route(reply: Reply) -> None:
             def answer(verdict: Verdict) -> None:
-                status = HTTPStatus.OK if verdict.outcome in good else HTTPStatus.INTERNAL_SERVER_ERROR
-                reply(Response(status, printable(verdict.text).encode()))
+                reply(_response(verdict, verdict.outcome in good))
 
             self._checks.ask(answer)
             # grpc keeps no deadline where the system denies it a thread, nor ever after: only a new process does.
@@ -184,6 +183,13 @@ class Service:
         change = self._history.add(checked.verdict, checked.asked, time.monotonic())
         if change is not None and not self._stopping.is_set():
             log_change(change)
+
+
+@lru_cache(maxsize=2)
+def _response(verdict: Verdict, good: bool) -> Response:
+    """Put a verdict into bytes, once for all who wait for it: hundreds can, and its text can be long."""
+    status = HTTPStatus.OK if good else HTTPStatus.INTERNAL_SERVER_ERROR
+    return Response(status, printable(verdict.text).encode())
 
 
 def log_change(change: Change) -> None:

@@ -2,29 +2,43 @@
 
 A connection is reading (its request's head is not complete), waiting (its route has not answered), or leaving (the
 answer is on its way). Nobody can keep one reading or leaving for more than a few seconds, and where there are too many,
-the oldest reading one gives way: half-open and idle clients, and those that left, cannot keep a proper request out.
+the oldest reading one is evicted: half-open and idle clients, and those that left, cannot keep a proper request out.
+
+Bytes have two budgets: heads that come in, and answers that are not delivered, in this process and in the kernel. A
+body counts once, however many clients get it. Where a budget is spent, the oldest connection of its kind is evicted.
+
+It is one file of more than 250 lines, as each of its states and limits touches the others.
 """
 
 import errno
+import fcntl
 import logging
 import resource
 import selectors
 import socket
+import struct
+import sys
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import HTTPServer
 from socketserver import TCPServer
 
-from livenessprobe.exchange import LONGEST_HEAD, Exchange, Route
+from livenessprobe.exchange import LONGEST_HEAD, Exchange, Response, Route, head_of, head_size
 
 HEAD_SECONDS = 5.0
 LEAVE_SECONDS = 2.0
 MOST_CONNECTIONS = 2048
 MOST_HEAD_BYTES = 2 * 1024 * 1024  # of all reading connections together
+MOST_UNDELIVERED_BYTES = 1024 * 1024  # of all leaving connections together, here and in the kernel
+_SMALL_ANSWER = 2048  # bytes: what the kernel may keep of a closed connection
+# Bytes that the kernel may keep for a connection each way; it doubles them, for its own book-keeping.
+_SEND_BUFFER, _RECEIVE_BUFFER = 128 * 1024, 8 * 1024
+_GIVE_UP_MILLISECONDS = 5000  # the kernel, to deliver what is left of a closed connection
+_SIOCOUTQ = 0x5411  # of linux/sockios.h; the standard library has no name for it
 _RESERVED_DESCRIPTORS = 48  # for the driver's connections, the log, the interpreter
 _ACCEPTS_A_TURN = 64  # then the connections that are open have their turn
 _FULL_PAUSE_SECONDS = 0.1
@@ -64,6 +78,13 @@ class Listener(HTTPServer):
 
     def server_bind(self) -> None:
         """Bind; without HTTPServer's look-up of our own name, which can hang on DNS."""
+        # Accepted connections have these from the listening one.
+        for level, option, value in (
+            (socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER),
+            (socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER),
+            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GIVE_UP_MILLISECONDS),
+        ):
+            self.socket.setsockopt(level, option, value)
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)
@@ -78,15 +99,31 @@ class Listener(HTTPServer):
 class Connection:
     """A client's connection and how far it has come."""
 
-    __slots__ = ("client", "deadline", "exchange", "head", "routes", "unsent", "watched")
+    __slots__ = (
+        *("answer", "client", "deadline", "head", "kept", "may_still_send", "only_head", "routes", "sent"),
+        "watched",
+    )
 
     def __init__(self, client: socket.socket, routes: Mapping[str, Route], deadline: float) -> None:
         self.client, self.routes, self.deadline = client, routes, deadline
-        self.head = bytearray()
-        self.exchange: Exchange | None = None
-        self.unsent = b""
+        self.head = b""
+        """What has come of the request's head, while reading."""
+        self.may_still_send = self.only_head = False
+        self.answer = _NO_ANSWER
+        """Head and body, while they are not sent."""
+        self.sent = 0
+        """Bytes of the answer that the kernel took."""
+        self.kept = _NOTHING
+        """What Undelivered has counted."""
         self.watched = 0
         """The selector's events it is registered for; 0: not registered."""
+
+    def unsent(self) -> Sequence[bytes | memoryview]:
+        """Return what the kernel has not taken of the answer."""
+        head, body = self.answer
+        if not self.sent:
+            return self.answer
+        return memoryview(head)[self.sent :], memoryview(body)[max(0, self.sent - len(head)) :]
 
     def unread(self) -> bytes | None:
         """Look whether the client sent more: b"" if it ended or broke the connection, None if neither."""
@@ -97,12 +134,48 @@ class Connection:
         except OSError:
             return b""
 
+    def in_kernel(self) -> int:
+        """Return how many bytes of the answer the kernel keeps, as the client has not acknowledged them."""
+        return int.from_bytes(fcntl.ioctl(self.client, _SIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+_NOTHING = (0, b"")
+_NO_ANSWER = (b"", b"")
+_RESET = struct.pack("ii", 1, 0)  # of SO_LINGER: to close is to reset
+
+
+class Undelivered:
+    """Counts the bytes of answers that clients have not taken; a body counts once, however many are to get it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._clients: Counter[int] = Counter()  # of each body, by its id
+
+    def count(self, connection: Connection, in_kernel: int = 0, body: bytes = b"") -> None:
+        """Count what is kept for a connection now, instead of what was."""
+        self.bytes += in_kernel - connection.kept[0]
+        self._add(body, 1)
+        self._add(connection.kept[1], -1)
+        connection.kept = in_kernel, body
+
+    def _add(self, body: bytes, clients: int) -> None:
+        before = self._clients[id(body)]
+        after = self._clients[id(body)] = before + clients
+        self.bytes += len(body) * ((after > 0) - (before > 0))
+        if not after:
+            del self._clients[id(body)]
+
 
 class Server:
     """Serves all listeners in run(), on one thread; only stop() and routes' replies may come from others."""
 
-    def __init__(self, *listeners: Listener, most: int = MOST_CONNECTIONS) -> None:
-        self._listeners = listeners
+    def __init__(
+        self,
+        *listeners: Listener,
+        most: int = MOST_CONNECTIONS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._listeners, self._clock = listeners, clock
         self._most = max(8, min(most, _descriptors(most + _RESERVED_DESCRIPTORS) - _RESERVED_DESCRIPTORS))
         self._selector = selectors.DefaultSelector()
         self.wake_up, self._woken = socket.socketpair()
@@ -114,12 +187,14 @@ class Server:
         self._leaving: dict[Connection, None] = {}
         self._waiting: dict[Connection, None] = {}
         self._head_bytes = 0
-        self._answers: deque[tuple[Connection, bytes]] = deque()
+        self._undelivered = Undelivered()
+        self._replies: deque[tuple[Connection, Response]] = deque()
+        self._asleep = False
         self._accepting = True
         self._accept_at: float | None = None  # while not accepting: when to go on
         self._exhaustion_told = float("-inf")
         self._stops = 0
-        self._selector.register(self._woken, selectors.EVENT_READ, self._drain_wake_ups)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._clear_wake_ups)
         for listener in listeners:
             self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
 
@@ -132,7 +207,7 @@ class Server:
         """Serve until stop(); then listen no more and drop the connections that have not sent a request."""
         while not self._stops:
             self._turn(None)
-        self._turn(time.monotonic())  # what has come by now is still read
+        self._turn(self._clock())  # what has come by now is still read
         self._pause_accepting(float("inf"))
         for listener in self._listeners:
             listener.server_close()
@@ -141,8 +216,8 @@ class Server:
 
     def drain(self, seconds: float) -> None:
         """Deliver the answers that are still awaited, for some seconds at most, or until stop() is called again."""
-        deadline = time.monotonic() + seconds
-        while (self._waiting or self._leaving) and self._stops < 2 and time.monotonic() < deadline:
+        deadline = self._clock() + seconds
+        while (self._waiting or self._leaving) and self._stops < 2 and self._clock() < deadline:
             self._turn(deadline)
         for connection in [*self._waiting, *self._leaving]:
             self._drop(connection)
@@ -157,15 +232,17 @@ class Server:
         """Wait for something to happen, and handle all that did."""
         alarms = [next(iter(group)).deadline for group in (self._reading, self._leaving) if group]
         alarms += [at for at in (self._accept_at, deadline) if at is not None]
-        timeout = max(0.0, min(alarms) - time.monotonic()) if alarms else None
-        for key, _ in self._selector.select(timeout):
+        timeout = max(0.0, min(alarms) - self._clock()) if alarms else None
+        self._asleep = True
+        for key, _ in self._selector.select(0.0 if self._replies else timeout):
             key.data()
-        while self._answers:
-            self._answer(*self._answers.popleft())
-        now = time.monotonic()
+        self._asleep = False
+        while self._replies:
+            self._answer(*self._replies.popleft())
+        now = self._clock()
         for group in (self._reading, self._leaving):
             while group and (oldest := next(iter(group))).deadline <= now:
-                self._drop(oldest)
+                self._evict(oldest)
         if self._accept_at is not None and now >= self._accept_at:
             self._resume_accepting()
 
@@ -173,7 +250,7 @@ class Server:
         with suppress(OSError):  # full: awake already; closed: nobody left to wake
             self.wake_up.send(b"\0")
 
-    def _drain_wake_ups(self) -> None:
+    def _clear_wake_ups(self) -> None:
         with suppress(BlockingIOError):
             self._woken.recv(4096)
 
@@ -182,7 +259,7 @@ class Server:
             full = len(self._reading) + len(self._waiting) + len(self._leaving) >= self._most
             dispensable = self._dispensable() if full else None
             if full and dispensable is None:
-                self._pause_accepting(time.monotonic() + _FULL_PAUSE_SECONDS)
+                self._pause_accepting(self._clock() + _FULL_PAUSE_SECONDS)
                 return
             try:
                 client, _ = listener.socket.accept()
@@ -192,19 +269,19 @@ class Server:
                 self._report_exhaustion(error)
                 dispensable = self._dispensable()
                 if dispensable is None:
-                    self._pause_accepting(time.monotonic() + _EXHAUSTION_PAUSE_SECONDS)
+                    self._pause_accepting(self._clock() + _EXHAUSTION_PAUSE_SECONDS)
                 else:
-                    self._drop(dispensable)
+                    self._evict(dispensable)
                 return
             if dispensable is not None:
-                self._drop(dispensable)
+                self._evict(dispensable)
             client.setblocking(False)
-            connection = Connection(client, listener.routes, time.monotonic() + HEAD_SECONDS)
+            connection = Connection(client, listener.routes, self._clock() + HEAD_SECONDS)
             self._reading[connection] = None
-            self._read(connection)  # most often the request came with the connection
+            self._receive(connection)  # most often the request came with the connection
 
     def _dispensable(self) -> Connection | None:
-        """Find who gives way to a new connection: the oldest without a request or with its answer, or one that left."""
+        """Find who is evicted for a new connection: the oldest without a request or with its answer, or one that left."""
         for group in (self._reading, self._leaving):
             if group:
                 return next(iter(group))
@@ -222,107 +299,135 @@ class Server:
             self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
 
     def _report_exhaustion(self, error: OSError) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._exhaustion_told >= _TELL_EXHAUSTION_SECONDS:
             logging.getLogger(__name__).error("Cannot accept connections", {"err": error.strerror})
             self._exhaustion_told = now
 
-    def _read(self, connection: Connection) -> None:
+    def _receive(self, connection: Connection) -> None:
+        searched = len(connection.head)
         try:
-            chunk = connection.client.recv(LONGEST_HEAD + 1 - len(connection.head))
+            chunk = connection.client.recv(LONGEST_HEAD + 1 - searched)
         except BlockingIOError:
-            self._watch(connection, selectors.EVENT_READ)
+            self._watch(connection, selectors.EVENT_READ, self._receive)
             return
         except OSError:
             chunk = b""
         if not chunk:
             self._drop(connection)
             return
-        searched = max(0, len(connection.head) - 3)
-        if not connection.head:
-            chunk = chunk.lstrip(b"\r\n")  # RFC 9112, 2.2: empty lines before a request are to be ignored
-        connection.head += chunk
-        self._head_bytes += len(chunk)
-        ends = [
-            at + len(end) for end in (b"\n\r\n", b"\n\n") if (at := connection.head.find(end, searched)) >= 0
-        ]
-        if ends or len(connection.head) > LONGEST_HEAD:
-            self._serve(connection, min(ends, default=LONGEST_HEAD))
+        # RFC 9112, 2.2: empty lines before a request are to be ignored.
+        connection.head = (connection.head + chunk).lstrip(b"\r\n")
+        self._head_bytes += len(connection.head) - searched
+        if size := head_size(connection.head, searched):
+            self._ask(connection, size)
         else:
-            self._watch(connection, selectors.EVENT_READ)
+            self._watch(connection, selectors.EVENT_READ, self._receive)
         while self._head_bytes > MOST_HEAD_BYTES:
-            self._drop(next(iter(self._reading)))
+            self._evict(next(iter(self._reading)))
 
-    def _serve(self, connection: Connection, end: int) -> None:
-        head = bytes(connection.head[: min(end, LONGEST_HEAD)])
-        excess = len(connection.head) > end
+    def _ask(self, connection: Connection, size: int) -> None:
+        exchange = Exchange(connection.head[:size])
+        connection.may_still_send = len(connection.head) > size
         self._stop_reading(connection)
         self._watch(connection, 0)
         self._waiting[connection] = None
-        exchange = Exchange(head, connection.routes, partial(self._send, connection))
-        exchange.has_body = excess
-        connection.exchange = exchange
         try:
-            exchange.handle()
+            exchange.ask(connection.routes, partial(self._reply, connection))
         except Exception as error:  # a defect in one route must not end the server
             logging.getLogger(__name__).error(
                 "Cannot answer a request", {"err": repr(error), "path": exchange.path}
             )
             exchange.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
+        connection.may_still_send |= exchange.may_still_send
+        connection.only_head = exchange.command == "HEAD"
 
     def _stop_reading(self, connection: Connection) -> None:
         if connection in self._reading:
             del self._reading[connection]
             self._head_bytes -= len(connection.head)
-            connection.head.clear()
+            connection.head = b""
 
-    def _send(self, connection: Connection, answer: bytes) -> None:
-        """Take an exchange's answer, from any thread."""
-        self._answers.append((connection, answer))
-        self._wake()
+    def _reply(self, connection: Connection, response: Response) -> None:
+        """Take a route's answer, from any thread."""
+        self._replies.append((connection, response))
+        # After the append, as the server looks for replies after it has said that it sleeps; once for many replies.
+        if self._asleep:
+            self._asleep = False
+            self._wake()
 
-    def _answer(self, connection: Connection, answer: bytes) -> None:
-        if connection not in self._waiting:  # it gave way
+    def _answer(self, connection: Connection, response: Response) -> None:
+        if connection not in self._waiting:  # it was evicted
             return
         del self._waiting[connection]
-        connection.unsent = answer
-        connection.deadline = time.monotonic() + LEAVE_SECONDS
+        connection.answer = head_of(response), b"" if connection.only_head else response.body
+        connection.deadline = self._clock() + LEAVE_SECONDS
         self._leaving[connection] = None
-        self._write(connection)
+        self._send(connection)
 
-    def _write(self, connection: Connection) -> None:
+    def _send(self, connection: Connection) -> None:
         try:
             with suppress(BlockingIOError):
-                connection.unsent = connection.unsent[connection.client.send(connection.unsent) :]
+                connection.sent += connection.client.sendmsg(connection.unsent())
         except OSError:  # the client has gone
             self._drop(connection)
             return
-        if connection.unsent:
-            self._watch(connection, selectors.EVENT_WRITE)
+        size = len(connection.answer[0]) + len(connection.answer[1])
+        if connection.sent < size:
+            self._watch(connection, selectors.EVENT_WRITE, self._send)
+            self._keep(connection)
             return
-        if not (connection.exchange and connection.exchange.has_body) and connection.unread() in (b"", None):
+        connection.answer = _NO_ANSWER
+        if connection.unread():
+            connection.may_still_send = True
+        if not connection.may_still_send and (size <= _SMALL_ANSWER or not connection.in_kernel()):
             self._drop(connection)
             return
-        # To close with a body unread would reset the connection, and the client might lose the answer: end our side,
-        # and give the client until the deadline.
-        self._watch(connection, 0)
+        # To close with a body unread would reset the connection, and the client might lose the answer; to close before
+        # it has the answer would leave that to the kernel, uncounted. End our side, and await the client's end.
         with suppress(OSError):
             connection.client.shutdown(socket.SHUT_WR)
+        if connection.may_still_send:
+            self._watch(connection, 0)
+        else:
+            self._watch(connection, selectors.EVENT_READ, self._see_end)
+        self._keep(connection)
+
+    def _see_end(self, connection: Connection) -> None:
+        if connection.unread() == b"" and not connection.in_kernel():
+            self._drop(connection)
+        else:  # it sent more, or ended its side before it had the answer
+            self._watch(connection, 0)
+
+    def _keep(self, connection: Connection) -> None:
+        self._undelivered.count(connection, connection.in_kernel(), connection.answer[1])
+        while self._undelivered.bytes > MOST_UNDELIVERED_BYTES and len(self._leaving) > 1:
+            self._evict(next(iter(self._leaving)))
+
+    def _evict(self, connection: Connection) -> None:
+        """Drop a connection, and what the kernel keeps for it."""
+        if connection.in_kernel():
+            connection.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:
         self._stop_reading(connection)
         self._waiting.pop(connection, None)
         self._leaving.pop(connection, None)
         self._watch(connection, 0)
+        if connection.kept is not _NOTHING:
+            self._undelivered.count(connection)
         connection.client.close()
 
-    def _watch(self, connection: Connection, events: int) -> None:
+    def _watch(
+        self, connection: Connection, events: int, handle: Callable[[Connection], None] | None = None
+    ) -> None:
+        """Have handle called for these events and no others; the same events one after the other have one handle."""
         if events == connection.watched:
             return
         if connection.watched:
             self._selector.unregister(connection.client)
-        if events:
-            handle = self._read if events == selectors.EVENT_READ else self._write
+        if handle:
             self._selector.register(connection.client, events, partial(handle, connection))
         connection.watched = events
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from livenessprobe.exchange import LONGEST_HEAD, Exchange, Response
+from livenessprobe.exchange import LONGEST_HEAD, Exchange, Response, head_of, head_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,12 +20,24 @@ if TYPE_CHECKING:
 
 HOST = b"Host: x\r\n"
 
+# What clients of other protocols begin with. They wait for an answer, and send nothing that looks like a head's end.
+NO_HTTP1: dict[str, bytes] = {
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "PROXY": b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 9808\r\n",
+    "PROXY, version 2": b"\r\n\r\n\0\r\nQUIT\n",
+    "SSH": b"SSH-2.0-OpenSSH_9.2p1\r\n",
+    "a line of junk": b"help me\n",
+    "junk without a line": b"\x80",
+    "a version that is none": b"GET /healthz HTTP/2",
+}
+
 # What a server must refuse: each with its status.
 MALFORMED: dict[str, tuple[bytes, int]] = {
     "junk": (b"\xff\xfe\x00\x01\r\n\r\n", 400),
-    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
-    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\n", 400),
+    **{name: (sent, 400) for name, sent in NO_HTTP1.items()},
     "one word": (b"GET\r\n\r\n", 400),
+    "two carriage returns": (b"GET /healthz HTTP/1.1\r\r\n" + HOST + b"\r\n", 400),
     "HTTP/0.9": (b"GET /healthz\r\n\r\n", 400),
     "four words": (b"GET /healthz x HTTP/1.1\r\n" + HOST + b"\r\n", 400),
     "two spaces": (b"GET  /healthz HTTP/1.1\r\n" + HOST + b"\r\n", 400),
@@ -60,11 +72,18 @@ MALFORMED: dict[str, tuple[bytes, int]] = {
     "folded field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: b\r\n c\r\n\r\n", 400),
     "first field folded": (b"GET /healthz HTTP/1.1\r\n x: y\r\n" + HOST + b"\r\n", 400),
     "NUL in a field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: \0\r\n\r\n", 400),
+    "DEL in a field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: \x7f\r\n\r\n", 400),
+    "two carriage returns after a field": (b"GET /healthz HTTP/1.1\r\nHost: x\r\r\n\r\n", 400),
+    "two carriage returns at the end": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\r\n\r\n", 400),
     "carriage return in a field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: b\rC: d\r\n\r\n", 400),
     "escape in a field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: \x1b[31m\r\n\r\n", 400),
     "negative length": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n", 400),
     "no length": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length:\r\n\r\n", 400),
+    "length and a no-break space": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\xa0\r\n\r\n", 400),
+    "two lengths in one": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 5, 5\r\n\r\n", 400),
+    "other digits in a length": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: \xb2\r\n\r\n", 400),
     "length in words": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length: one\r\n\r\n", 400),
+    "long line of junk": (b"GET /healthz" + b" a" * LONGEST_HEAD + b"\r\n" + HOST + b"\r\n", 400),
     "head too long": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: " + b"a" * LONGEST_HEAD + b"\r\n\r\n", 431),
     "target too long": (b"GET /" + b"a" * LONGEST_HEAD + b" HTTP/1.1\r\n" + HOST + b"\r\n", 431),
     "too many fields": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A:b\r\n" * 4000 + b"\r\n", 431),
@@ -77,6 +96,7 @@ FINE: dict[str, bytes] = {
     "HTTP/1.0 with Host": b"GET /healthz HTTP/1.0\r\n" + HOST + b"\r\n",
     "HTTP/1.2": b"GET /healthz HTTP/1.2\r\n" + HOST + b"\r\n",
     "line feeds alone": b"GET /healthz HTTP/1.1\nHost: x\n\n",
+    "another end of a head after it": b"GET /healthz HTTP/1.1\nHost: x\n\n\r\n\r\n",
     "mixed line ends": b"GET /healthz HTTP/1.1\r\nHost: x\n\r\n",
     "query": b"GET /healthz?verbose=1&a=/b?c HTTP/1.1\r\n" + HOST + b"\r\n",
     "empty query": b"GET /healthz? HTTP/1.1\r\n" + HOST + b"\r\n",
@@ -94,6 +114,8 @@ FINE: dict[str, bytes] = {
     "upgrade": b"GET /healthz HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
     "expectation": b"GET /healthz HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\n\r\n",
     "length": b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\n",
+    "length with zeros": b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length: 0000000005 \r\n\r\n",
+    "body with the head": b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello",
     "longest head": b"GET /healthz HTTP/1.0\r\nA: " + b"a" * (LONGEST_HEAD - 30) + b"\r\n\r\n",
 }
 
@@ -127,12 +149,17 @@ def healthz(reply: Reply) -> None:
     reply(Response(500, b"no disk"))
 
 
+def answer(request: Exchange, response: Response) -> bytes:
+    """What a server sends."""
+    return head_of(response) + (b"" if request.command == "HEAD" else response.body)
+
+
 def exchange(head: bytes) -> tuple[Exchange, bytes]:
-    sent: list[bytes] = []
-    exchange = Exchange(head, {"/healthz": healthz, "/b/%": healthz}, sent.append)
-    exchange.handle()
-    (answer,) = sent
-    return exchange, answer
+    replies: list[Response] = []
+    exchange = Exchange(head)
+    exchange.ask({"/healthz": healthz, "/b/%": healthz, "/bé": healthz}, replies.append)
+    (response,) = replies
+    return exchange, answer(exchange, response)
 
 
 @pytest.fixture
@@ -150,19 +177,23 @@ def logged() -> Iterator[list[logging.LogRecord]]:
     logger.setLevel(level)
 
 
-@pytest.mark.parametrize("head", FINE.values(), ids=FINE)
-def test_fine(head: bytes) -> None:
-    assert len(head) <= LONGEST_HEAD
-    status, headers, body = read_answer(exchange(head)[1])
+@pytest.mark.parametrize("sent", FINE.values(), ids=FINE)
+def test_fine(sent: bytes) -> None:
+    size = head_size(sent)
+    assert 0 < size <= LONGEST_HEAD
+    assert not any(head_size(sent[:end]) for end in range(max(1, size - 100), size))
+    status, headers, body = read_answer(exchange(sent[:size])[1])
 
     assert (status, body) == (500, b"no disk")
     assert headers["Content-Type"] == "text/plain; charset=utf-8"
 
 
-@pytest.mark.parametrize(("head", "expected"), MALFORMED.values(), ids=MALFORMED)
-def test_malformed(head: bytes, expected: int, logged: list[logging.LogRecord]) -> None:
-    # Given as much of it as a server keeps.
-    status, _, body = read_answer(exchange(head[:LONGEST_HEAD])[1])
+@pytest.mark.parametrize(("sent", "expected"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed(sent: bytes, expected: int, logged: list[logging.LogRecord]) -> None:
+    sent = sent.lstrip(b"\r\n")
+    size = head_size(sent)
+    assert 0 < size <= LONGEST_HEAD
+    status, _, body = read_answer(exchange(sent[:size])[1])
 
     assert status == expected
     assert body.startswith(b"Bad Request: " if expected == 400 else b"Request Header Fields Too Large: ")
@@ -174,7 +205,38 @@ def test_malformed(head: bytes, expected: int, logged: list[logging.LogRecord]) 
 def test_a_head_without_its_end_is_none(missing: bytes) -> None:
     head = FINE["HTTP/1.1"].removesuffix(missing)
 
+    assert head_size(head) == 0
     assert read_answer(exchange(head)[1]).status == 431
+
+
+@pytest.mark.parametrize("sent", NO_HTTP1.values(), ids=NO_HTTP1)
+def test_what_cannot_become_a_request_is_known_at_once(sent: bytes) -> None:
+    """As early as it can be, however few bytes come at a time."""
+    sent = sent.lstrip(b"\r\n")
+    first = next(size for size in range(1, len(sent) + 1) if head_size(sent[:size]))
+
+    line = sent.partition(b"\n")[0]
+    assert first <= len(line) + 1
+    assert head_size(sent[:first], first - 1) == first
+    assert read_answer(exchange(sent[:first])[1]).status == 400
+
+
+@pytest.mark.parametrize(
+    "line", [b"GET /healthz?a=1 HTTP/1.1\r\n", b"!-A~ * HTTP/1.0\n", b"a http://x HTTP/1.9\n"]
+)
+def test_what_can_become_a_request_is_waited_for(line: bytes) -> None:
+    for size in range(len(line) + 1):
+        assert head_size(line[:size]) == 0
+    for size in range(1, len(line) - 10):
+        assert head_size(line[:size] + b"\n") == size + 1
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\r\n", b"\n\n"])
+def test_a_head_ends_at_its_first_empty_line_wherever_it_is_cut(end: bytes) -> None:
+    head = b"GET /healthz HTTP/1.0" + end
+    for rest in (b"", b"hello", b"\n\n", b"\r\n\r\n"):
+        for searched in range(len(head)):
+            assert head_size(head + rest, searched) == len(head)
 
 
 def test_the_longest_head_is_as_long_as_may_be() -> None:
@@ -227,7 +289,13 @@ def test_other_methods(method: str) -> None:
         "/%",
         "/%00",
         "/\xff",
+        "/%ff",
+        "/%c3",
+        "/b%c3",
         "http://x",
+        "http://x?a=/healthz",
+        "http://x#/healthz",
+        "http://x//healthz",
         "/?a",
     ],
 )
@@ -239,35 +307,52 @@ def test_other_paths(method: str, target: str) -> None:
     assert "Allow" not in headers
 
 
+@pytest.mark.parametrize("path", [b"/b\xc3\xa9", b"/b%c3%a9", b"/b\xc3%A9"])
+def test_paths_are_utf_8(path: bytes) -> None:
+    assert read_answer(exchange(b"GET " + path + b" HTTP/1.0\r\n\r\n")[1]).status == 500
+
+
 def test_a_percent_sign_in_a_path_is_encoded_once() -> None:
     assert read_answer(exchange(b"GET /b/%25 HTTP/1.0\r\n\r\n")[1]).status == 500
     assert read_answer(exchange(b"GET /b/%2525 HTTP/1.0\r\n\r\n")[1]).status == 404
 
 
 @pytest.mark.parametrize(
-    ("fields", "has_body"),
+    ("fields", "expected"),
     [
         (b"", False),
         (b"Content-Length: 0\r\n", False),
         (b"Content-Length: 00000000000000000000\r\n", False),
         (b"Content-Length: 1\r\n", True),
+        (b"Content-Length: 05\r\n", True),
+        (b"Content-Length: 0000000005\r\n", True),
         (b"Content-Length: " + b"9" * 5000 + b"\r\n", True),
         (b"Content-Length: 1\r\nContent-Length: 0\r\n", True),
         (b"Transfer-Encoding: chunked\r\n", True),
         (b"expect: 100-continue\r\n", True),
+        (b"junk\r\n", True),
+        (b"A: " + b"a" * LONGEST_HEAD, True),
     ],
 )
-def test_a_body_to_come_is_known(fields: bytes, has_body: bool) -> None:
-    assert exchange(b"POST /healthz HTTP/1.0\r\n" + fields + b"\r\n")[0].has_body is has_body
+def test_whether_the_client_may_still_send_is_known(fields: bytes, expected: bool) -> None:
+    assert exchange(b"POST /healthz HTTP/1.0\r\n" + fields + b"\r\n")[0].may_still_send is expected
 
 
 def test_answers_may_come_later() -> None:
     replies: list[Reply] = []
-    sent: list[bytes] = []
-    Exchange(FINE["HTTP/1.1"], {"/healthz": replies.append}, sent.append).handle()
-    assert not sent
+    responses: list[Response] = []
+    request = Exchange(FINE["HTTP/1.1"])
+    request.ask({"/healthz": replies.append}, responses.append)
+    assert not responses
 
     replies[0](Response(200, b"ok", "text/x"))
 
-    status, headers, body = read_answer(sent[0])
+    status, headers, body = read_answer(answer(request, responses[0]))
     assert (status, headers["Content-Type"], body) == (200, "text/x", b"ok")
+
+
+def test_answers_of_one_kind_share_a_head() -> None:
+    """Within a second: in one of a few tries no second ends."""
+    assert any(head_of(Response(200, b"ok")) is head_of(Response(200, b"ko")) for _ in range(10))
+    for other in (Response(500, b"ok"), Response(200, b"okay"), Response(200, b"ok", "text/x")):
+        assert head_of(other) != head_of(Response(200, b"ok"))
