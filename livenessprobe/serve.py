@@ -16,6 +16,7 @@ from livenessprobe.driver_name import Naming
 from livenessprobe.exchange import Reply, Response, Route
 from livenessprobe.health import Change, Checked, Checks, History, Outcome, Verdict
 from livenessprobe.quoting import printable
+from livenessprobe.resolving import Interrupted
 from livenessprobe.web import Listener, Server
 
 # grpc and prometheus_client cost time and memory: loaded after binding, and only where needed.
@@ -32,7 +33,11 @@ _logger = logging.getLogger(__name__)
 def serve(config: Config) -> Exit:
     """Serve health (and metrics) until SIGTERM or SIGINT; raises ConfigError where it cannot listen."""
     service = Service(config)
-    server = Server(*service.listen())
+    try:
+        server = Server(*service.listen())
+    except Interrupted:
+        _logger.info("Stopping")
+        return Exit.OK
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
         signal.signal(number, lambda *_: server.stop())

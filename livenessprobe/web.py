@@ -27,6 +27,7 @@ from http import HTTPStatus
 from http.server import HTTPServer
 from socketserver import TCPServer
 
+from livenessprobe import resolving
 from livenessprobe.exchange import LONGEST_HEAD, Exchange, Response, Route, head_of, head_size
 
 HEAD_SECONDS = 5.0
@@ -56,7 +57,7 @@ class Listener(HTTPServer):
     def __init__(self, host: str, port: int, routes: Mapping[str, Route]) -> None:
         """Listen. An empty host is all addresses of both families; a name is its IPv4 address where it has one.
 
-        Raises OSError (socket.gaierror for a name that does not resolve).
+        Raises OSError (socket.gaierror for a name that does not resolve), and resolving.Interrupted.
         """
         self.routes = routes
         if host in _EVERYWHERE:
@@ -67,9 +68,7 @@ class Listener(HTTPServer):
                     raise
                 self._listen(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104 - IPv6 is off
             return
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, *_, address = min(found, key=lambda info: info[0] != socket.AF_INET)
-        self._listen(family, address)
+        self._listen(*resolving.resolve(host, port))
 
     def _listen(self, family: int, address: tuple[object, ...]) -> None:
         self.address_family = family

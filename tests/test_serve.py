@@ -10,6 +10,7 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -17,11 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import load
 import peers
 import program
 import pytest
-from fake_driver import FakeDriver
-from test_exchange import FINE, MALFORMED, read_answer
+from fake_driver import CODES, FakeDriver
+from test_exchange import FINE, MALFORMED, NO_HTTP1, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -328,6 +330,26 @@ def test_malformed_requests_are_refused_and_not_logged(probe: program.Probe) -> 
     assert len(probe.log_lines) == 1
 
 
+@pytest.mark.parametrize("sent", NO_HTTP1.values(), ids=NO_HTTP1)
+def test_clients_of_other_protocols_are_refused_at_once(probe: program.Probe, sent: bytes) -> None:
+    """As a kubelet's probe of `scheme: HTTPS`: from no answer it would conclude that we are too slow."""
+    assert program.best_of(3, lambda: _seconds_to_400(probe, sent)) < 1
+
+
+def _seconds_to_400(probe: program.Probe, sent: bytes) -> float:
+    begin = time.monotonic()
+    with probe.connect() as client:
+        client.sendall(sent)
+        assert client.recv(12) == b"HTTP/1.1 400"
+        return time.monotonic() - begin
+
+
+def test_a_tls_client_is_told_that_this_is_http(probe: program.Probe) -> None:
+    context = ssl.create_default_context()
+    with probe.connect() as client, pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER"):
+        context.wrap_socket(client, server_hostname="localhost")
+
+
 def test_malformed_requests_are_logged_at_level_4(probe_factory: ProbeFactory, socket_path: Path) -> None:
     probe = probe_factory(f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "-v=4")
     probe.raw(b"GET \x1b[31m\nI1123 forged\n\n")
@@ -384,6 +406,52 @@ def test_clients_that_never_read_the_metrics(driver: FakeDriver, probe: program.
         while probe.descriptors() > descriptors:
             assert time.monotonic() < end
             time.sleep(0.05)
+
+
+STRANGERS = 2000
+MOST_GROWTH = 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize("who", ["send no body", "take nothing", "wait for a long error"])
+def test_strangers_who_do_not_read_cost_little(
+    driver: FakeDriver, probe_factory: ProbeFactory, socket_path: Path, who: str
+) -> None:
+    try:
+        load.allow_descriptors(STRANGERS + 200)
+    except ValueError as error:
+        pytest.skip(f"needs {STRANGERS + 200} descriptors: {error}")
+    probe = probe_factory(
+        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=20s"
+    )
+    for code in CODES:  # the more series, the larger the metrics
+        driver.set("error", code=code)
+        assert probe.get().status == 500
+    assert len(probe.get("/metrics").body) > 30_000
+    before = probe.memory()
+    for _ in range(3):
+        with contextlib.ExitStack() as stack:
+            driver.set("hang" if who == "wait for a long error" else "unset", message="\x01" * 5000)
+            for _ in range(STRANGERS):
+                client = stack.enter_context(socket.socket())
+                client.settimeout(10)
+                if who == "take nothing":
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                client.connect(probe.address())
+                with contextlib.suppress(ConnectionError):  # evicted, as it is one of too many
+                    client.sendall(REQUESTS[who])
+            if who == "wait for a long error":
+                driver.set("error", message="\x01" * 5000)
+            assert probe.get(timeout=10).seconds < 5
+            assert probe.memory() - before < MOST_GROWTH
+    driver.set("unset")
+    assert probe.get().status == 200
+
+
+REQUESTS = {
+    "send no body": b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+    "take nothing": b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+    "wait for a long error": GET,
+}
 
 
 # ---- listening
@@ -461,6 +529,54 @@ def test_names_are_bound_on_their_ipv4_address(folder: Path, hosts: str, bound: 
     command = [*HOSTS, str(file), *program.built()]
     with program.Probe(["--csi-address=/nowhere", "--http-endpoint=probe:0"], command=command) as probe:
         assert probe.addresses[0].rpartition(":")[0] == bound
+
+
+# Runs a command where the one DNS server there is takes questions and answers none.
+MUTE_DNS = (
+    *("unshare", "--user", "--map-root-user", "--mount", "--net", sys.executable, "-c"),
+    """
+import fcntl, os, socket, struct, subprocess, sys
+server = socket.socket(type=socket.SOCK_DGRAM)
+fcntl.ioctl(server, 0x8914, struct.pack("16sh", b"lo", 1))  # SIOCSIFFLAGS: up
+server.bind(("127.0.0.1", 53))
+server.set_inheritable(True)
+subprocess.run(["mount", "--bind", sys.argv[1], "/etc/resolv.conf"], check=True)
+os.execvp(sys.argv[2], sys.argv[2:])
+""",
+)
+
+
+@BOTH
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.skipif(not _may(*HOSTS, "/etc/hosts"), reason="needs name spaces")
+def test_a_signal_ends_it_while_a_name_is_resolved(
+    folder: Path, command: Sequence[str], number: signal.Signals
+) -> None:
+    (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    args = ["--csi-address=/nowhere", "--http-endpoint=probe.example.org:0"]
+    limited = [*MUTE_DNS, str(folder / "resolv.conf"), *command]
+
+    def seconds_to_end() -> float:
+        with program.Probe(args, command=limited, listeners=0) as probe:
+            end = time.monotonic() + 20
+            while not _questions(probe):
+                assert time.monotonic() < end
+            begin = time.monotonic()
+            assert probe.stop(number) == 0
+            assert [line for line in probe.log_lines if line.startswith(("W", "E"))] == []
+            return time.monotonic() - begin
+
+    assert program.best_of(3, seconds_to_end) < 1
+
+
+def _questions(probe: program.Probe) -> int:
+    """Bytes that wait on port 53 in the program's name space."""
+    with contextlib.suppress(FileNotFoundError):
+        for line in Path(f"/proc/{probe.pid}/net/udp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[1].endswith(":0035"):
+                return int(fields[4].partition(":")[2], 16)
+    return 0
 
 
 # Runs a command with a system call filter: for it, the kernel has no IPv6.

@@ -1,0 +1,47 @@
+"""Resolving the name to listen on. With a DNS server that does not answer it takes minutes; signals do not wait for it."""
+
+import signal
+import socket
+import threading
+
+_LOOK_SECONDS = 0.05
+
+
+class Interrupted(Exception):
+    """A signal came, one that the program has blocked until it has handlers."""
+
+
+def resolve(host: str, port: int) -> tuple[int, tuple[object, ...]]:
+    """Return the family and address of a host, on IPv4 where it has one.
+
+    Raises OSError, UnicodeError for what can be no name, and Interrupted.
+    """
+    try:
+        return _look_up(host, port, socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        pass  # a name
+    found: list[tuple[int, tuple[object, ...]]] = []
+    errors: list[Exception] = []
+
+    def look_up() -> None:
+        try:
+            found.append(_look_up(host, port))
+        except (OSError, UnicodeError) as error:
+            errors.append(error)
+
+    # Nothing ends getaddrinfo(), and a handler would run only after it: a thread of its own, which ends with us.
+    thread = threading.Thread(target=look_up, name="resolver", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        if signal.sigpending():
+            raise Interrupted
+        thread.join(_LOOK_SECONDS)
+    for error in errors:
+        raise error
+    return found[0]
+
+
+def _look_up(host: str, port: int, flags: int = 0) -> tuple[int, tuple[object, ...]]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    family, *_, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    return family, address
