@@ -40,7 +40,7 @@ tests := .venv/requirements-test.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo play test lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load steady torture check-manifest picture dashboard proto lock audit clean
+.PHONY: help demo play test lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load steady torture check-manifest picture proto lock audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -104,15 +104,12 @@ torture: $(tests) bin/livenessprobe  ## run random lives of the driver, and rand
 check-manifest: bin/check-manifest  ## say what would change where this takes upstream's place in a manifest (FILE=path, or - for standard input; SUGGEST=image)
 	@$(python) bin/check-manifest $(if $(SUGGEST),--image '$(SUGGEST)') $(if $(FILE),'$(FILE)')
 
-bin/check-manifest: build/here/checker.py $(wildcard deploy/migration/*.py) livenessprobe/config.py livenessprobe/goflags.py livenessprobe/quoting.py $(tests)
+bin/check-manifest: build/here/checker.py $(wildcard deploy/migration/*.py) livenessprobe/config.py livenessprobe/goflags.py livenessprobe/quoting.py $(builds)
 	@mkdir -p bin
 	@$(python) build/here/checker.py $@
 
 picture: $(tests) bin/livenessprobe  ## draw docs/demo.svg, the picture in README.md: plays the demo, and draws what it printed
 	@$(python) examples/demo_picture.py bin/livenessprobe docs/demo.svg
-
-dashboard: $(tests) bin/livenessprobe  ## draw docs/dashboard.svg: what the Grafana dashboard shows of a recorded run, by a real Prometheus
-	$(python) tests/helpers/monitored.py docs/dashboard.svg
 
 proto: $(tests)  ## generate livenessprobe/identity_pb2.py from proto/
 	$(python) build/here/proto.py .

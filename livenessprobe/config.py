@@ -1,23 +1,25 @@
-"""Our flags and the rules between them: a command line becomes a frozen Config, or an error that names the flag."""
+"""Our flags and the rules between them: a command line becomes a frozen Config, or an error that names the flag.
+
+Longer than other modules, as the table of flags is one page of it.
+"""
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from livenessprobe import goflags
+from livenessprobe import address, goflags
 from livenessprobe.goflags import Flag, boolean, duration, string, unsigned
 from livenessprobe.quoting import quote
 
-_LONGEST_SOCKET_PATH = 107  # bytes: sun_path of unix(7), less its final NUL
 # Deadlines are moments: a moment after the year 2262 overflows grpc's clock, and each check would end at once.
 _FOREVER = 100 * 365 * 86400.0  # seconds
-# The targets of gRPC's C core that can be a driver's, https://grpc.github.io/grpc/core/md_doc_naming.html; without a
-# scheme it takes them for dns.
-_TARGET = re.compile(r"(dns|ipv4|ipv6|unix-abstract|vsock):.+|([^:/]+|\[[^]/]+\]):[0-9]+")
-_PORTLESS = ("unix-abstract:", "vsock:")
 _HEALTH_PATHS = ("/healthz", "/livez", "/readyz")
+_STATUS_PATHS = ("/statusz", "/flagz")
+
+Given = Mapping[str, Any]
+"""The values of the flags that the command line has."""
 
 
 class Exit(enum.IntEnum):
@@ -56,7 +58,7 @@ class Config:
     """All that the command line decides."""
 
     csi_address: str
-    """As the user wrote it."""
+    """As the user wrote it; but a gRPC target as the C core takes it."""
     socket_path: str | None
     """The driver's unix socket; None where csi_address is another gRPC target."""
     connection_timeout: float
@@ -104,26 +106,31 @@ def _severity(text: str) -> str:
 _NO_EFFECT = "Accepted without effect: "
 _OLD = "Of older releases, accepted with a warning and without effect: "
 
-FLAGS = (
+# fmt: off
+EFFECTIVE = (
     Flag("csi-address", string, "/run/csi/socket", "Address of the CSI driver: an absolute path, unix:///path, or another gRPC target."),
     Flag("connection-timeout", duration, "30s", "How long to wait for the CSI driver's socket; a served check never waits beyond probe-timeout."),
     Flag("probe-timeout", duration, "3s", "The longest one check may take; its answer is out shortly before."),
     Flag("health-port", string, "9808", "TCP port for health requests, on all addresses."),
     Flag("http-endpoint", string, "", "host:port, :port or [v6]:port that serves health and metrics; excludes health-port and metrics-address."),
     Flag("metrics-address", string, "", "host:port, :port or [v6]:port of a separate server for metrics alone; empty: no metrics."),
-    Flag("metrics-path", string, "/metrics", "Path of the metrics; begins with a slash."),
+    Flag("metrics-path", string, "/metrics", "Path of the metrics, where they are served; begins with a slash."),
     Flag("statusz", boolean, "true", "Serve /statusz and /flagz, where health is served: plain text for people."),
     Flag("once", boolean, "", "Check once, print the verdict, and exit: 0 healthy, 3 no connection, 4 Probe failed, 5 not ready."),
     Flag("version", boolean, "", "Print the versions of the program, Python and grpcio, and exit."),
     Flag("v", unsigned, "0", "Log verbosity; 5 shows each call and reply."),
     Flag("vmodule", _vmodule, "", "module=N,... sets the verbosity of single files, as in driver=5,web=4; text logs only."),
     Flag("logging-format", string, "text", "Format of the log: text (klog) or json."),
+)
+WITHOUT_EFFECT = (
     Flag("log-flush-frequency", duration, "5s", _NO_EFFECT + "every line is written at once."),
     Flag("log-json-split-stream", boolean, "false", _NO_EFFECT + "all lines go to standard error."),
     Flag("log-json-info-buffer-size", _quantity, "0", _NO_EFFECT + "lines are not buffered."),
     Flag("log-text-split-stream", boolean, "false", _NO_EFFECT + "all lines go to standard error."),
     Flag("log-text-info-buffer-size", _quantity, "0", _NO_EFFECT + "lines are not buffered."),
     Flag("automaxprocs", boolean, "false", _NO_EFFECT + "Python has no GOMAXPROCS."),
+)
+OF_OLDER_RELEASES = (
     Flag("logtostderr", boolean, "", _OLD + "the log goes to standard error."),
     Flag("alsologtostderr", boolean, "", _OLD + "the log goes to standard error."),
     Flag("stderrthreshold", _severity, "", _OLD + "the log goes to standard error, whatever the severity."),
@@ -135,7 +142,32 @@ FLAGS = (
     Flag("skip_log_headers", boolean, "", _OLD + "no log files are written."),
     Flag("add_dir_header", boolean, "", _OLD + "the header has the file's name alone."),
     Flag("one_output", boolean, "", _OLD + "the log goes to standard error."),
-)  # fmt: skip
+)
+# fmt: on
+FLAGS = EFFECTIVE + WITHOUT_EFFECT + OF_OLDER_RELEASES
+
+
+def usage() -> str:
+    """Describe the program and its flags for people."""
+    import textwrap  # only for them
+
+    ignored = "Accepted without effect, so that manifests written for other releases keep working: "
+    ignored += ", ".join(f"-{flag.name}" for flag in WITHOUT_EFFECT + OF_OLDER_RELEASES) + "."
+    folded = textwrap.fill(ignored, 100, break_on_hyphens=False)
+    return f"{_INTRODUCTION}\nFlags:\n{goflags.describe(EFFECTIVE)}\n\n{folded}"
+
+
+_INTRODUCTION = """\
+livenessprobe answers /healthz with what the CSI driver says to the call Probe.
+
+Examples:
+  livenessprobe --csi-address=/csi/csi.sock
+    \tServe /healthz on port 9808 of all addresses.
+  livenessprobe --csi-address=/csi/csi.sock --http-endpoint=127.0.0.1:9808
+    \tServe /healthz and /metrics on one address.
+  livenessprobe --csi-address=/csi/csi.sock --once
+    \tCheck once and exit with the verdict: 0 is healthy.
+"""
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -143,61 +175,73 @@ def parse(arguments: Sequence[str]) -> Config:
 
     Raises goflags.FlagError for bad syntax, goflags.HelpRequested, and ConfigError for values that cannot work.
     """
-    given = goflags.parse(arguments, FLAGS)
+    return decide(goflags.parse(arguments, FLAGS))
+
+
+def log_settings(given: Given) -> tuple[int, tuple[tuple[str, int], ...], bool]:
+    """Return verbosity, vmodule, and whether the log is JSON: known before it is clear whether all values can work."""
+    return given.get("v", 0), given.get("vmodule", ()), given.get("logging-format") == "json"
+
+
+def decide(given: Given) -> Config:
+    """Turn the values that were given into a configuration; raises ConfigError for those that cannot work."""
     values: dict[str, Any] = {flag.name: flag.read(flag.default) for flag in FLAGS if flag.default} | {
         "http-endpoint": "", "metrics-address": "", "once": False, "version": False, "vmodule": (),
     } | dict(given)  # fmt: skip
+    for name in ("csi-address", "health-port", "http-endpoint", "metrics-address", "logging-format"):
+        if reason := goflags.unreplaced(values[name]):
+            raise ConfigError(name, values[name], reason)
     if values["logging-format"] not in ("text", "json"):
         raise ConfigError(
             "logging-format", values["logging-format"], "unknown log format: write text or json"
         )
-    warnings = [
-        ("Flag of an older release has no effect, remove it", flag.name)
-        for flag in FLAGS
-        if flag.name in given and flag.usage.startswith(_OLD)
-    ]
     if values["probe-timeout"] <= 0:
         raise ConfigError("probe-timeout", f"{values['probe-timeout']:g}s", "must be longer than 0s")
     if values["connection-timeout"] < 0:
         raise ConfigError("connection-timeout", f"{values['connection-timeout']:g}s", "must not be below 0s")
-    health, metrics = _endpoints(values)
-    if values["http-endpoint"] and "health-port" in given:
-        warnings.append(("Flag has no effect beside http-endpoint, remove it", "health-port"))
-    path = values["metrics-path"]
-    if not path.startswith("/"):
-        raise ConfigError("metrics-path", path, "must begin with a slash, as in /metrics")
-    if not path.isprintable() or set(path) & set(" ?#%"):
-        raise ConfigError("metrics-path", path, "no request has such a path: leave out blanks, ?, # and %")
-    if metrics == health and path in _HEALTH_PATHS:
-        raise ConfigError("metrics-path", path, "this path serves health: choose another, as in /metrics")
+    health, metrics = _endpoints(values, given)
+    if metrics:
+        shared = metrics == health
+        _check_metrics_path(
+            values["metrics-path"], _HEALTH_PATHS + _STATUS_PATHS * values["statusz"] if shared else ()
+        )
+    try:
+        csi_address, socket_path = address.read(values["csi-address"])
+    except ValueError as error:
+        raise ConfigError("csi-address", values["csi-address"], str(error)) from None
     return Config(
-        csi_address=values["csi-address"],
-        socket_path=_socket_path(values["csi-address"]),
+        csi_address=csi_address,
+        socket_path=socket_path,
         connection_timeout=min(values["connection-timeout"], _FOREVER),
         probe_timeout=min(values["probe-timeout"], _FOREVER),
         health=health,
         metrics=metrics,
-        metrics_path=path,
+        metrics_path=values["metrics-path"],
         statusz=values["statusz"],
         once=values["once"],
         version=values["version"],
         verbosity=values["v"],
         vmodule=values["vmodule"],
         json_logs=values["logging-format"] == "json",
-        warnings=tuple(warnings),
+        warnings=tuple(_warnings(values, given)),
     )
 
 
-def wants_json(arguments: Sequence[str]) -> bool:
-    """Say whether the log is to be JSON, for a command line whose syntax is right, but whose values may not be."""
-    return goflags.parse(arguments, FLAGS).get("logging-format") == "json"
+def _warnings(values: Mapping[str, Any], given: Given) -> Iterator[tuple[str, str]]:
+    for flag in OF_OLDER_RELEASES:
+        if flag.name in given:
+            yield "Flag of an older release has no effect, remove it", flag.name
+    if values["http-endpoint"] and "health-port" in given:
+        yield "Flag has no effect beside http-endpoint, remove it", "health-port"
+    if "metrics-path" in given and not (values["http-endpoint"] or values["metrics-address"]):
+        yield "Flag has no effect without http-endpoint or metrics-address", "metrics-path"
 
 
-def _endpoints(values: Mapping[str, Any]) -> tuple[Endpoint, Endpoint | None]:
+def _endpoints(values: Mapping[str, Any], given: Given) -> tuple[Endpoint, Endpoint | None]:
     """Decide where health and metrics are served."""
     port = values["health-port"]
     if values["http-endpoint"]:
-        if values["metrics-address"]:
+        if "metrics-address" in given:
             raise ConfigError(
                 "metrics-address",
                 values["metrics-address"],
@@ -216,7 +260,20 @@ def _endpoints(values: Mapping[str, Any]) -> tuple[Endpoint, Endpoint | None]:
     return health, _endpoint("metrics-address", values["metrics-address"])
 
 
+def _check_metrics_path(path: str, taken: Collection[str]) -> None:
+    if reason := goflags.unreplaced(path):
+        raise ConfigError("metrics-path", path, reason)
+    if not path.startswith("/"):
+        raise ConfigError("metrics-path", path, "must begin with a slash, as in /metrics")
+    if not path.isprintable() or set(path) & set(" ?#%"):
+        raise ConfigError("metrics-path", path, "no request has such a path: leave out blanks, ?, # and %")
+    if path in taken:
+        raise ConfigError("metrics-path", path, "this path serves health: choose another, as in /metrics")
+
+
 def _endpoint(flag: str, value: str) -> Endpoint:
+    if "/" in value:
+        raise ConfigError(flag, value, "write host:port alone, without a scheme or a path")
     host, colon, port = value.rpartition(":")
     if not colon:
         raise ConfigError(flag, value, "missing port: write host:port, :port or [v6]:port")
@@ -231,37 +288,3 @@ def _port(flag: str, value: str, port: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise ConfigError(flag, value, "bad port: write a number from 1 to 65535 (0 lets the system choose)")
     return int(port)
-
-
-def _socket_path(address: str) -> str | None:
-    """Find the unix socket's path in a CSI address; None for another gRPC target."""
-    path = address.removeprefix("unix://") if address.startswith("unix://") else address.removeprefix("unix:")
-    if path.startswith("/"):
-        path = "/" + path.lstrip("/")  # what follows two slashes gRPC takes for a host
-        size = len(path.encode(errors="surrogateescape"))
-        if size > _LONGEST_SOCKET_PATH:
-            raise ConfigError(
-                "csi-address",
-                address,
-                f"the path has {size} bytes, a unix socket's at most {_LONGEST_SOCKET_PATH}",
-            )
-        if "\0" in path:
-            raise ConfigError("csi-address", address, "the path has a NUL character")
-        return path
-    if address.startswith("unix:") or ":" not in address:
-        raise ConfigError(
-            "csi-address",
-            address,
-            "not an absolute path: write /path, unix:///path, or a gRPC target such as dns:///host:port",
-        )
-    if not (_TARGET.fullmatch(address) and address.isprintable()):
-        raise ConfigError(
-            "csi-address",
-            address,
-            "neither a path nor a gRPC target: write /path, unix:///path, or dns:///host:port",
-        )
-    # A larger port gRPC would take modulo 65536, and so take somebody else for the driver.
-    port = None if address.startswith(_PORTLESS) else re.search(r":([0-9]+)$", address)
-    if port and not (len(port[1]) <= 5 and 0 < int(port[1]) <= 65535):
-        raise ConfigError("csi-address", address, "bad port: write a number from 1 to 65535")
-    return None

@@ -5,14 +5,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from livenessprobe.quoting import printable, quote
+from livenessprobe.quoting import cut, printable, quote
 
-# Go keeps a duration as a signed 64-bit count of nanoseconds.
-_LONGEST_DURATION = (2**63 - 1) / 1e9
 # Unambiguous, so that a long argument takes time in proportion to its length.
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _PART = rf"({_NUMBER})([^0-9.]+)"
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9} | {
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
+_DECIMALS = 18  # of a number in a duration; more than a nanosecond needs even where the unit is the hour
+_UNREPLACED = re.compile(r"\$(?:\(([\w.-]+)\)|\{([\w.-]+)\})")
 _BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
     **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
@@ -51,21 +54,38 @@ def duration(text: str) -> float:
 
     The syntax is that of Go's time.ParseDuration: numbers with units, one after the other, one sign in front.
     """
-    unsigned = text[1:] if text[:1] in ("+", "-") else text
-    if unsigned == "0":
+    number = text[1:] if text[:1] in ("+", "-") else text
+    if number == "0":
         return 0.0
-    if re.fullmatch(_NUMBER, unsigned):
+    if re.fullmatch(_NUMBER, number):
         raise ValueError(f"missing unit in duration: write {text}s for seconds, {text}ms for milliseconds")
-    if not re.fullmatch(f"(?:{_PART})+", unsigned):
+    if not re.fullmatch(f"(?:{_PART})+", number):
         raise ValueError("not a duration: write a number with a unit, as in 300ms, 3s, 1m30s")
-    parts = re.findall(_PART, unsigned)
-    for _, unit in parts:
-        if unit not in _SECONDS:
-            raise ValueError(f"unknown unit {quote(unit)} in duration: the units are ns, us, ms, s, m, h")
-    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    if seconds > _LONGEST_DURATION:
+    negative = text.startswith("-")
+    nanoseconds = sum(_scaled(*part) for part in re.findall(_PART, number)) // 10**_DECIMALS
+    if nanoseconds >= 2**63 + negative:  # Go keeps a signed 64-bit count
         raise ValueError("duration too long: the longest is 2562047h")
-    return -seconds if text.startswith("-") else seconds
+    seconds: float = nanoseconds / 1e9
+    return -seconds if negative else seconds
+
+
+def _scaled(number: str, unit: str) -> int:
+    """Return a number with its unit in nanoseconds, times ten to the power of _DECIMALS: exact, as sums of floats aren't."""
+    if unit not in _NANOSECONDS:
+        raise ValueError(f"unknown unit {quote(cut(unit))} in duration: the units are ns, us, ms, s, m, h")
+    whole, _, fraction = number.partition(".")
+    digits = whole.lstrip("0")[: _DECIMALS + 2]  # as many are too long in every unit
+    return int((digits or "0") + fraction[:_DECIMALS].ljust(_DECIMALS, "0")) * _NANOSECONDS[unit]
+
+
+def unreplaced(text: str) -> str:
+    """Say what is wrong with a value in which a variable was to be replaced and wasn't; empty where all is well."""
+    found = _UNREPLACED.search(text)
+    if found is None:
+        return ""
+    if found[1]:
+        return f"{found[0]} was not replaced: define the variable {found[1]} in the container's env"
+    return f"{found[0]} was not replaced: in a manifest, Kubernetes replaces $({found[2]}) alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +125,34 @@ def parse(arguments: Sequence[str], flags: Iterable[Flag]) -> Mapping[str, objec
         try:
             values[name] = flag.read(text)
         except ValueError as error:
-            raise FlagError(f"invalid value {quote(text)} for flag -{name}: {error}") from None
+            reason = unreplaced(text) or error
+            raise FlagError(f"invalid value {quote(cut(text))} for flag -{name}: {reason}") from None
     if rest:
         advice = "only flags are taken, and a boolean's value goes after ="
-        raise FlagError(f"unexpected argument {quote(rest[0])}: {advice}")
+        raise FlagError(f"unexpected argument {quote(cut(rest[0]))}: {advice}")
     return values
 
 
 def _find(known: Mapping[str, Flag], name: str, argument: str) -> Flag:
     if not name or name.startswith("-"):
-        raise FlagError(f"bad flag syntax: {quote(argument)}")
+        raise FlagError(f"bad flag syntax: {quote(cut(argument))}")
     if name in known:
         return known[name]
     if name in ("h", "help"):
         raise HelpRequested
-    raise FlagError(f"flag provided but not defined: -{printable(name)}")
+    raise FlagError(f"flag provided but not defined: -{printable(cut(name))}{_advice(known, name, argument)}")
+
+
+def _advice(known: Mapping[str, Flag], name: str, argument: str) -> str:
+    """Say what may have been meant by an unknown name."""
+    flag, blank, value = argument.lstrip("-").partition(" ")
+    if blank and flag in known:
+        apart = ", or make two items of them" if known[flag].takes_argument else ""
+        return f": flag and value are one item: write -{flag}={printable(cut(value))}{apart}"
+    from difflib import get_close_matches  # only at this moment: it costs start-up time
+
+    nearest = get_close_matches(name, [*known, "help"], 1)
+    return f"; the nearest is -{nearest[0]}" if nearest else ""
 
 
 def _next_argument(flag: Flag, rest: deque[str]) -> str:
@@ -130,12 +163,12 @@ def _next_argument(flag: Flag, rest: deque[str]) -> str:
     return rest.popleft()
 
 
-def usage(program: str, flags: Iterable[Flag]) -> str:
+def describe(flags: Iterable[Flag]) -> str:
     """Describe the flags in the layout of Go's PrintDefaults, in the order given."""
     kinds: dict[Callable[[str], object], str] = {boolean: "", duration: " duration", unsigned: " uint"}
-    lines = [f"Usage of {program}:"]
+    lines = []
     for flag in flags:
         default = quote(flag.default) if flag.read is string else flag.default
         lines.append(f"  -{flag.name}{kinds.get(flag.read, ' string')}")
         lines.append(f"    \t{flag.usage}" + (f" (default {default})" if flag.default else ""))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -89,7 +90,6 @@ def test_a_config_is_frozen() -> None:
         ("--metrics-address=:3305", "metrics", Endpoint("metrics-address", ":3305", "", 3305)),
         ("--metrics-address=", "metrics", None),
         ("--http-endpoint=", "health", EVERYWHERE),
-        ("--metrics-path=/m", "metrics_path", "/m"),
         ("--statusz", "statusz", True),
         ("--statusz=false", "statusz", False),
         ("--once", "once", True),
@@ -153,7 +153,13 @@ def test_endpoints(value: str, host: str, port: int) -> None:
         ("::1:9808", "colons"),
         ("[::1]", "colons"),
         ("1:2:3", "colons"),
-        ("http://localhost:80", "colons"),
+        ("[::1]:", "bad port"),
+        ("http://localhost:80", "write host:port alone, without a scheme or a path"),
+        (":9808/metrics", "write host:port alone"),
+        ("localhost/", "write host:port alone"),
+        ("$(POD_IP):9808", r"\$\(POD_IP\) was not replaced"),
+        ("${POD_IP}:9808", r"\$\{POD_IP\} was not replaced"),
+        (":" + "9" * 5000, "bad port"),
     ],
 )
 @pytest.mark.parametrize("flag", ["http-endpoint", "metrics-address"])
@@ -161,9 +167,15 @@ def test_bad_endpoints(flag: str, value: str, reason: str) -> None:
     refused(f"--{flag}={value}", flag=flag, value=value, reason=reason)
 
 
-@pytest.mark.parametrize("value", ["", "x", "65536", "-1", "http", "80 ", " 80", "1e3", "0x50", ":80", "٨٠", "8.0"])  # fmt: skip
+@pytest.mark.parametrize("value", ["", "x", "65536", "-1", "http", "80 ", " 80", "1e3", "0x50", ":80", "٨٠", "8.0", "9" * 5000, "065535"])  # fmt: skip
 def test_bad_health_port(value: str) -> None:
     refused(f"--health-port={value}", flag="health-port", value=value, reason="bad port")
+
+
+def test_a_health_port_that_was_not_replaced() -> None:
+    refused(
+        "--health-port=$(PORT)", flag="health-port", value="$(PORT)", reason=r"\$\(PORT\) was not replaced"
+    )
 
 
 HTTP = "--http-endpoint=127.0.0.1:9900"
@@ -179,6 +191,7 @@ HTTP = "--http-endpoint=127.0.0.1:9900"
         ([HTTP, "--metrics-address=:3305"], "metrics-address", ":3305"),
         ([HTTP, "--metrics-address=127.0.0.1:9900"], "metrics-address", "127.0.0.1:9900"),
         ([HTTP, "--metrics-address=:3305", "--health-port=9808"], "metrics-address", ":3305"),
+        ([HTTP, "--metrics-address="], "metrics-address", ""),
     ],
 )
 def test_http_endpoint_excludes(arguments: list[str], flag: str, value: str) -> None:
@@ -190,7 +203,13 @@ def test_http_endpoint_tolerates_the_default_health_port_with_a_warning() -> Non
 
     assert parsed.health.port == 9900
     assert [flag for _, flag in parsed.warnings] == ["health-port"]
-    assert parse([HTTP, "--metrics-address="]).warnings == ()
+    assert parse([HTTP]).warnings == ()
+
+
+def test_an_empty_http_endpoint_excludes_nothing() -> None:
+    parsed = parse(["--http-endpoint=", "--health-port=9898", "--metrics-address=:3305"])
+
+    assert (parsed.health.port, parsed.metrics and parsed.metrics.port, parsed.warnings) == (9898, 3305, ())
 
 
 # ---- the driver's address
@@ -209,6 +228,12 @@ def test_http_endpoint_tolerates_the_default_health_port_with_a_warning() -> Non
         ("//csi/csi.sock", "/csi/csi.sock"),
         ("unix:////csi/csi.sock", "/csi/csi.sock"),
         ("unix:///csi//csi.sock", "/csi//csi.sock"),
+        ("UNIX:///csi/csi.sock", "/csi/csi.sock"),
+        ("Unix:/csi/CSI.sock", "/csi/CSI.sock"),
+        ("passthrough:///unix:///csi/csi.sock", "/csi/csi.sock"),
+        ("passthrough:///unix:/csi/csi.sock", "/csi/csi.sock"),
+        ("/csi - x/--y -z", "/csi - x/--y -z"),
+        ("/\udcff", "/\udcff"),
         ("dns:///driver.example:9000", None),
         ("dns:///driver.example", None),
         ("ipv6:[::1]:9000", None),
@@ -218,6 +243,9 @@ def test_http_endpoint_tolerates_the_default_health_port_with_a_warning() -> Non
         ("driver.example:9000", None),
         ("127.0.0.1:9000", None),
         ("[::1]:9000", None),
+        ("driver.example:1", None),
+        ("driver.example:65535", None),
+        ("unix-abstract:CSI", None),
     ],
 )
 def test_csi_addresses(address: str, path: str | None) -> None:
@@ -227,8 +255,46 @@ def test_csi_addresses(address: str, path: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("DNS:///driver.example:9000", "dns:///driver.example:9000"),
+        ("Dns:Driver.example:9000", "dns:Driver.example:9000"),
+        ("IPV4:127.0.0.1:9000", "ipv4:127.0.0.1:9000"),
+        ("UNIX-ABSTRACT:CSI", "unix-abstract:CSI"),
+        ("VSOCK:2:9000", "vsock:2:9000"),
+        ("passthrough:///driver.example:9000", "dns:///driver.example:9000"),
+        ("PASSTHROUGH:///driver.example:9000", "dns:///driver.example:9000"),
+        ("passthrough://any/driver.example:9000", "dns:///driver.example:9000"),
+        ("passthrough:driver.example:9000", "dns:///driver.example:9000"),
+        ("passthrough:///[::1]:9000", "dns:///[::1]:9000"),
+    ],
+)
+def test_targets_are_read_as_go_reads_them(address: str, target: str) -> None:
+    parsed = parse([f"--csi-address={address}"])
+
+    assert (parsed.csi_address, parsed.socket_path) == (target, None)
+
+
+@pytest.mark.parametrize(
     ("address", "reason"),
     [
+        ("passthrough:///driver.example", "write passthrough:///host:port"),
+        ("passthrough:///", "write passthrough:///host:port"),
+        ("passthrough:///dns:///driver.example:9000", "write passthrough:///host:port"),
+        ("passthrough:////csi/csi.sock", "write passthrough:///host:port"),
+        ("passthrough:///driver.example:0", "bad port"),
+        ("passthrough:///unix:csi.sock", "not an absolute path"),
+        ("$(ADDRESS)", r"\$\(ADDRESS\) was not replaced: define"),
+        ("unix://${ADDRESS}", r"\$\{ADDRESS\} was not replaced: in a manifest"),
+        ("/csi/csi.sock\n", "control character"),
+        ("/csi/\tcsi.sock", "control character"),
+        ("/csi/\x7f", "control character"),
+        ("/csi/\x85", "control character"),
+        ("unix:///csi\x1b[2J", "control character"),
+        (" /csi/csi.sock", "blanks around it"),
+        ("/csi/csi.sock ", "blanks around it"),
+        ("/csi/csi.sock\u00a0", "blanks around it"),
+        ("/csi/csi.sock --v=5", "second flag in it"),
         ("", "not an absolute path"),
         ("csi.sock", "not an absolute path"),
         ("./csi/csi.sock", "not an absolute path"),
@@ -240,12 +306,12 @@ def test_csi_addresses(address: str, path: str | None) -> None:
         ("/" + "x" * 107, "108 bytes.*107"),
         ("/" + "ä" * 54, "109 bytes.*107"),
         ("unix:///" + "x" * 107, "108 bytes.*107"),
-        ("/a\0b", "NUL"),
+        ("/a\0b", "control character"),
         (":", "neither"),
         ("./x:y", "neither"),
         ("http://driver.example:80", "neither"),
         ("dns:///driver\udcff:1", "neither"),
-        ("dns:///driver\n:1", "neither"),
+        ("dns:///driver\u2028:1", "neither"),
         ("driver.example:65536", "bad port"),
         ("dns:///driver.example:99999", "bad port"),
         ("ipv6:[::1]:0", "bad port"),
@@ -266,13 +332,8 @@ def test_bad_csi_addresses(address: str, reason: str) -> None:
         ("--probe-timeout=0", "0s", "longer than 0s"),
         ("--probe-timeout=-3s", "-3s", "longer than 0s"),
         ("--connection-timeout=-1ms", "-0.001s", "not be below 0s"),
-        ("--metrics-path=metrics", "metrics", "begin with a slash"),
-        ("--metrics-path=", "", "begin with a slash"),
-        ("--metrics-path=/m?x", "/m?x", "leave out blanks"),
-        ("--metrics-path=/m n", "/m n", "leave out blanks"),
-        ("--metrics-path=/m%6e", "/m%6e", "leave out blanks"),
-        ("--metrics-path=/m#n", "/m#n", "leave out blanks"),
-        ("--metrics-path=/m\n", "/m\n", "leave out blanks"),
+        ("--connection-timeout=-1ns", "-1e-09s", "not be below 0s"),
+        ("--logging-format=${FORMAT}", "${FORMAT}", "was not replaced"),
         ("--logging-format=xml", "xml", "unknown log format"),
         ("--logging-format=", "", "unknown log format"),
         ("--logging-format=JSON", "JSON", "unknown log format"),
@@ -282,11 +343,62 @@ def test_bad_values(argument: str, value: str, reason: str) -> None:
     refused(argument, flag=argument[2:].partition("=")[0], value=value, reason=reason)
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz"])
+def test_a_metrics_path() -> None:
+    parsed = parse([HTTP, "--metrics-path=/m"])
+
+    assert (parsed.metrics_path, parsed.warnings) == ("/m", ())
+
+
+def test_the_shortest_probe_timeout() -> None:
+    assert parse(["--probe-timeout=1ns"]).probe_timeout == 1e-9
+
+
+def test_longest_times() -> None:
+    """A moment further off than a century overflows clocks."""
+    parsed = parse(["--probe-timeout=2562047h47m16.854775807s", "--connection-timeout=876000h"])
+
+    assert parsed.probe_timeout == parsed.connection_timeout == 876_000 * 3600
+    assert parse(["--connection-timeout=875999h"]).connection_timeout == 875_999 * 3600
+
+
+BAD_PATHS = {
+    "metrics": "begin with a slash",
+    "": "begin with a slash",
+    "$(METRICS)": "was not replaced",
+    "/$(METRICS)": "was not replaced",
+    "/m?x": "leave out blanks",
+    "/m n": "leave out blanks",
+    "/m%6e": "leave out blanks",
+    "/m#n": "leave out blanks",
+    "/m\n": "leave out blanks",
+}
+
+
+@pytest.mark.parametrize("path", BAD_PATHS)
+def test_bad_metrics_paths(path: str) -> None:
+    for metrics in (HTTP, "--metrics-address=:1"):
+        refused(metrics, f"--metrics-path={path}", flag="metrics-path", value=path, reason=BAD_PATHS[path])
+
+
+@pytest.mark.parametrize("path", [*BAD_PATHS, "/metrics", "/healthz"])
+def test_a_metrics_path_that_nobody_uses_is_let_be_with_a_warning(path: str) -> None:
+    parsed = parse([f"--metrics-path={path}"])
+
+    assert parsed.metrics is None
+    assert parsed.warnings == (
+        ("Flag has no effect without http-endpoint or metrics-address", "metrics-path"),
+    )
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz", "/statusz", "/flagz"])
 def test_one_server_cannot_have_health_and_metrics_on_one_path(path: str) -> None:
     refused(HTTP, f"--metrics-path={path}", flag="metrics-path", value=path, reason="serves health")
 
     assert parse(["--metrics-address=:1", f"--metrics-path={path}"]).metrics_path == path
+
+
+def test_without_status_pages_their_paths_are_free() -> None:
+    assert parse([HTTP, "--statusz=false", "--metrics-path=/statusz"]).metrics_path == "/statusz"
 
 
 # ---- syntax of single flags
@@ -377,6 +489,33 @@ def test_junk_is_a_config_or_a_known_error(arguments: list[str]) -> None:
     assert flag in {flag.name for flag in config.FLAGS}
     assert problem.isprintable()
     assert 0 <= port <= 65535
+
+
+def test_the_usage_has_examples_and_each_flag_once_in_full_or_folded() -> None:
+    introduction, _, rest = config.usage().partition("\nFlags:\n")
+    effective, _, folded = rest.partition("\n\n")
+    examples = re.findall(r"^  livenessprobe (.*)$", introduction, re.MULTILINE)
+    full = re.findall(r"^  -(\S+)", effective, re.MULTILINE)
+
+    assert len(examples) == 3
+    assert all(parse(example.split()).warnings == () for example in examples)
+    assert full == [name for name in [flag.name for flag in config.FLAGS] if name in full]
+    assert sorted(full + re.findall(r" -(\w[\w-]*)[,.]", folded.replace("\n", " "))) == sorted(
+        flag.name for flag in config.FLAGS
+    )
+    assert set(full) == {*STRINGS, *BOOLEANS} - {
+        name for name in {*STRINGS, *BOOLEANS} if name.startswith("log-")
+    } - {"automaxprocs"}
+    assert max(map(len, folded.splitlines())) <= 100
+
+
+def test_the_log_s_settings_are_known_whatever_the_other_values_are() -> None:
+    given = goflags.parse(
+        ["--logging-format=json", "-v=3", "--vmodule=web=4", "--health-port=x"], config.FLAGS
+    )
+
+    assert config.log_settings(given) == (3, (("web", 4),), True)
+    assert config.log_settings({}) == (0, (), False)
 
 
 def test_exit_codes_of_the_contract() -> None:

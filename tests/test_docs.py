@@ -258,6 +258,10 @@ def test_messages_of_the_log_are_explained(probe_factory: ProbeFactory, socket_p
     probe = probe_factory(*flags, "--logging-format=json")
     warnings = {json.loads(line)["msg"] for line in probe.log_lines} - {"Serving"}
     assert len(warnings) == 2
+    lonely = probe_factory(
+        "--health-port=0", f"--csi-address={socket_path}", "--metrics-path=/", "--logging-format=json"
+    )
+    warnings.add(json.loads(lonely.log_lines[0])["msg"])
 
     explained = [message for message, from_level in _explained() if not from_level.startswith("-v")]
     written = _messages(LOGGED_AT_0, 0) | _messages({"LogRecord"}, MESSAGE_OF_RECORD) | warnings

@@ -79,8 +79,9 @@ class Node:
         """Have its clock of the day differ by so much from the true time."""
         self._set(0, int(hours * 3600))
 
-    def deny_threads(self, denied: bool) -> None:
-        self._set(1, int(denied))
+    def deny_threads(self, after: int) -> None:
+        """Have a process start so many in its life, and no more; 0: any number."""
+        self._set(1, after)
 
     def _set(self, which: int, number: int) -> None:
         with self._file.open("r+b") as file:
@@ -245,14 +246,14 @@ def test_a_check_that_never_ends_is_noticed_and_ends_the_program(
     probe = probe_factory(*arguments(socket_path, "200ms"), env=node.env)
     assert probe.get().status == 200
     probe.wait_for_log("Learnt the CSI driver's name")
-    # Main, checks and naming are left: while grpc still has threads of its own, it needs no new ones.
-    wait_until(lambda: probe.threads() == 3)
-    node.deny_threads(True)
+    # Main, writer, checks and naming are left: while grpc still has threads of its own, it needs no new ones.
+    wait_until(lambda: probe.threads() == 4)
+    node.deny_threads(1)
     with contextlib.ExitStack() as clients:
         clients.enter_context(ask(probe))
         with pytest.raises(subprocess.TimeoutExpired):
             probe.process.wait(2)
-        node.deny_threads(False)
+        node.deny_threads(0)
         end = time.monotonic() + 60
         while probe.process.poll() is None:
             assert time.monotonic() < end
@@ -269,7 +270,7 @@ def test_a_check_that_never_ends_is_noticed_and_ends_the_program(
 def test_once_ends_though_its_check_never_does(
     driver: FakeDriver, node: Node, command: list[str] | None
 ) -> None:
-    node.deny_threads(True)  # but for the first: the check's own
+    node.deny_threads(2)  # the log's and the check's own
     flags = [
         "--once",
         f"--csi-address={driver.target}",

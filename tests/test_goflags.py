@@ -54,6 +54,12 @@ def test_a_duration_is_the_sum_of_its_parts(sign: str, parts: list[tuple[str, st
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
+        ("2562047h47m16.854775807s", (2**63 - 1) / 1e9),
+        ("9223372036854775807ns", (2**63 - 1) / 1e9),
+        ("9223372036854775807.9ns", (2**63 - 1) / 1e9),
+        ("-9223372036854775808ns", -(2**63) / 1e9),
+        ("0" * 5000 + "3s", 3),
+        ("3." + "0" * 5000 + "s", 3),
         ("0", 0),
         ("+0", 0),
         ("-0", 0),
@@ -110,6 +116,15 @@ def test_durations(text: str, seconds: float) -> None:
         ("inf", "not a duration"),
         ("nan", "not a duration"),
         ("2562048h", "too long"),
+        ("2562047h47m16.854775808s", "too long"),
+        ("9223372036854775808ns", "too long"),
+        ("-9223372036854775809ns", "too long"),
+        ("9" * 5000 + "ns", "too long"),
+        ("9" * 5000 + "h", "too long"),
+        ("0" * 5000 + "9223372036854775808ns", "too long"),
+        ("1" + "0" * 19 + "ns", "too long"),
+        ("9" * 5000, "missing unit"),
+        ("3" + "x" * 5000, r"unknown unit \"x+\.\.\. \(cut, 5000 bytes in all\)\""),
         ("9223372037s", "too long"),
         ("9" * 400 + "ns", "too long"),
     ],
@@ -168,7 +183,7 @@ def test_whole_numbers(number: int) -> None:
     assert unsigned(str(number)) == unsigned(f"+{number}") == number
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.5", "1e3", " 1", "1 ", "1\n", "18446744073709551616", "-1", "٣", "1_0", "--1"])  # fmt: skip
+@pytest.mark.parametrize("text", ["", "x", "1.5", "1e3", " 1", "1 ", "1\n", "18446744073709551616", "9" * 5000, "-1", "٣", "1_0", "--1"])  # fmt: skip
 def test_no_whole_number(text: str) -> None:
     with pytest.raises(ValueError, match="whole number"):
         unsigned(text)
@@ -249,7 +264,32 @@ def test_accepted(arguments: list[str], values: dict[str, object]) -> None:
         (["-unknown"], "flag provided but not defined: -unknown$"),
         (["--unknown=1"], "flag provided but not defined: -unknown$"),
         (["-N=1"], "flag provided but not defined: -N$"),
-        (["-on true"], "flag provided but not defined: -on true$"),
+        (["-nam=1"], "flag provided but not defined: -nam; the nearest is -name$"),
+        (["--wiat", "3s"], "flag provided but not defined: -wiat; the nearest is -wait$"),
+        (["--hlep"], "flag provided but not defined: -hlep; the nearest is -help$"),
+        (["-on true"], "not defined: -on true: flag and value are one item: write -on=true$"),
+        (
+            ["--name a=b --n=1"],
+            "flag and value are one item: write -name=a=b --n=1, or make two items of them$",
+        ),
+        (["-name "], "flag and value are one item: write -name=, or"),
+        (["-nothing x"], "flag provided but not defined: -nothing x$"),
+        (["-" + "x" * 5000], r"-x+\.\.\. \(cut, 5000 bytes in all\)$"),
+        (["x" * 5000], r"unexpected argument \"x+\.\.\. \(cut, 5000 bytes in all\)\""),
+        (["---" + "x" * 5000], r"bad flag syntax: \"---x+\.\.\. \(cut, 5003 bytes in all\)\"$"),
+        (
+            ["-n=" + "x" * 5000],
+            r"value \"x+\.\.\. \(cut, 5000 bytes in all\)\" for flag -n: not a whole number",
+        ),
+        (["-name x" + "x" * 5000], r"write -name=x+\.\.\. \(cut, 5001 bytes in all\), or"),
+        (
+            ["-wait=$(WAIT)"],
+            r"for flag -wait: \$\(WAIT\) was not replaced: define the variable WAIT in the container's env$",
+        ),
+        (
+            ["-n", "${N}"],
+            r"for flag -n: \$\{N\} was not replaced: in a manifest, Kubernetes replaces \$\(N\) alone$",
+        ),
         (["-name"], "flag needs an argument: -name$"),
         (["-on", "--wait"], "flag needs an argument: -wait$"),
         (["-n="], 'invalid value "" for flag -n: '),
@@ -291,9 +331,28 @@ def test_junk_is_values_or_a_flag_error_of_one_line(arguments: list[str]) -> Non
     assert values.keys() <= {flag.name for flag in FLAGS}
 
 
-def test_usage() -> None:
-    assert goflags.usage("prog", FLAGS) == (
-        "Usage of prog:\n"
+@pytest.mark.parametrize(
+    "text", ["", "/csi/csi.sock", "$", "$()", "${}", "$CSI", "(A)", "{A}", "$(A", "$ (A)", "$(A B)"]
+)
+def test_no_variable(text: str) -> None:
+    assert goflags.unreplaced(text) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("$(ADDRESS)", "$(ADDRESS) was not replaced: define the variable ADDRESS in the container's env"),
+        ("unix://$(my.ad-dress_1)/x", "$(my.ad-dress_1) was not replaced: define the variable my.ad-dress_1"),
+        ("${ADDRESS}", "${ADDRESS} was not replaced: in a manifest, Kubernetes replaces $(ADDRESS) alone"),
+        ("$(A):${B}", "$(A) was not replaced"),
+    ],
+)
+def test_a_variable_that_was_not_replaced(text: str, said: str) -> None:
+    assert goflags.unreplaced(text).startswith(said)
+
+
+def test_description() -> None:
+    assert goflags.describe(FLAGS) == (
         "  -name string\n"
         '    \tWhat to call it. (default "anonymous")\n'
         "  -wait duration\n"
@@ -303,5 +362,5 @@ def test_usage() -> None:
         "  -on\n"
         "    \tWhether.\n"
         "  -empty string\n"
-        "    \tNo default.\n"
+        "    \tNo default."
     )

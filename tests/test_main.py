@@ -7,13 +7,16 @@ import ctypes
 import fcntl
 import json
 import os
+import pty
 import re
 import resource
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +29,7 @@ from fake_driver import FakeDriver
 from livenessprobe import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from conftest import ProbeFactory
 
@@ -61,16 +64,32 @@ def test_version(command: Sequence[str] | None) -> None:
 def test_help(argument: str) -> None:
     done = program.run_once(["--v=1", argument])
 
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.startswith("Usage of livenessprobe:\n  -csi-address string\n    \t")
-    assert "\n  -probe-timeout duration\n    \tThe longest one check may take" in done.stderr
-    assert "(default 3s)\n" in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("livenessprobe answers /healthz")
+    assert "\nExamples:\n  livenessprobe --csi-address=/csi/csi.sock\n" in done.stdout
+    assert "\nFlags:\n  -csi-address string\n    \t" in done.stdout
+    assert "\n  -probe-timeout duration\n    \tThe longest one check may take" in done.stdout
+    assert "(default 3s)\n" in done.stdout
+    assert done.stdout.endswith(", -one_output.\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--no-such-flag"], "flag provided but not defined: -no-such-flag"),
+        (
+            ["--probe-timeout-s=3"],
+            "flag provided but not defined: -probe-timeout-s; the nearest is -probe-timeout;",
+        ),
+        (["--csi_address=/x"], "flag provided but not defined: -csi_address; the nearest is -csi-address;"),
+        (
+            ["--csi-address /x"],
+            "flag provided but not defined: -csi-address /x: flag and value are one item: write ",
+        ),
+        (
+            ["--v=$(LEVEL)"],
+            'invalid value "$(LEVEL)" for flag -v: $(LEVEL) was not replaced: define the variable ',
+        ),
         (["--feature-gates=A=true"], "flag provided but not defined: -feature-gates"),
         (
             ["--probe-timeout=5"],
@@ -84,14 +103,15 @@ def test_help(argument: str) -> None:
         (["--v=1", "--version", "-"], 'unexpected argument "-"'),
     ],
 )
-def test_a_flag_error_exits_2_with_the_usage(arguments: list[str], said: str) -> None:
+def test_a_flag_error_exits_2_with_one_short_line(arguments: list[str], said: str) -> None:
+    """The end of what a container wrote is what `kubectl describe` shows of it."""
     done = program.run_once(arguments)
 
-    message, _, usage = done.stderr.partition("\n")
     assert (done.returncode, done.stdout) == (2, "")
-    assert message.startswith(said)
-    assert usage.startswith("Usage of livenessprobe:\n")
-    assert "Traceback" not in usage
+    assert done.stderr.startswith(f"livenessprobe: {said}")
+    assert done.stderr.endswith("; -h lists all flags\n")
+    assert done.stderr.count("\n") == 1
+    assert len(done.stderr) < 300
 
 
 @pytest.mark.parametrize(
@@ -99,8 +119,8 @@ def test_a_flag_error_exits_2_with_the_usage(arguments: list[str], said: str) ->
     [
         ("--version", ">/dev/full", 0),
         ("--version", ">&-", 0),
-        ("--help", "2>/dev/full", 0),
-        ("--help", "2>&-", 0),
+        ("--help", ">/dev/full", 0),
+        ("--help", ">&-", 0),
         ("--no-such-flag", "2>/dev/full", 2),
         ("--health-port=x", "2>/dev/full", 1),
         ("--health-port=x", "<&- >&- 2>&-", 1),
@@ -189,10 +209,34 @@ REFUSED: dict[str, tuple[list[str], str, str, str]] = {
         "not an absolute path",
     ),
     "path too long": ([f"--csi-address=/{'x' * 107}"], "csi-address", "/" + "x" * 107, "at most 107"),
+    "variable not replaced": (
+        ["--csi-address=$(ADDRESS)"],
+        "csi-address",
+        "$(ADDRESS)",
+        "$(ADDRESS) was not replaced: define the variable ADDRESS in the container's env",
+    ),
+    "folded YAML": (
+        ["--csi-address=/csi/csi.sock --v=5"],
+        "csi-address",
+        "/csi/csi.sock --v=5",
+        "has a second flag in it",
+    ),
+    "an address with an end of line": (
+        ["--csi-address=/csi/csi.sock\n"],
+        "csi-address",
+        "/csi/csi.sock\n",
+        "has a control character in it",
+    ),
+    "endpoint with a scheme": (
+        ["--http-endpoint=http://127.0.0.1:9808/healthz"],
+        "http-endpoint",
+        "http://127.0.0.1:9808/healthz",
+        "write host:port alone",
+    ),
     "no time": (["--probe-timeout=0s"], "probe-timeout", "0s", "must be longer than 0s"),
     "negative time": (["--connection-timeout=-1s"], "connection-timeout", "-1s", "must not be below 0s"),
     "control characters": (
-        ["--metrics-path=a\nE1123 forged\x1b[2J"],
+        ["--metrics-path=a\nE1123 forged\x1b[2J", "--http-endpoint=:0"],
         "metrics-path",
         "a\nE1123 forged\x1b[2J",
         "must begin with a slash",
@@ -442,36 +486,220 @@ def test_closed_standard_descriptors(driver: FakeDriver, redirection: str) -> No
         assert not any(str(target).startswith(("socket:", "anon_inode:")) for target in targets)
 
 
-def full_pipe() -> tuple[int, Callable[[], None]]:
+@contextlib.contextmanager
+def full_pipe() -> Iterator[int]:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, resource.getpagesize())
-    return writer, lambda: os.close(reader)
+    yield writer
+    os.close(reader)
+    os.close(writer)
 
 
-def nobody_reads() -> tuple[int, Callable[[], None]]:
-    writer, close = full_pipe()
-    close()
-    return writer, lambda: None
+@contextlib.contextmanager
+def pipe_of_another_writer() -> Iterator[int]:
+    """Where there is room for a moment, somebody else has it in the next."""
+    with full_pipe() as writer, subprocess.Popen(["yes"], stdout=writer) as other:
+        try:
+            yield writer
+        finally:
+            other.kill()
 
 
-def full_device() -> tuple[int, Callable[[], None]]:
-    return os.open("/dev/full", os.O_WRONLY), lambda: None
+@contextlib.contextmanager
+def nobody_reads() -> Iterator[int]:
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
 
 
-@pytest.mark.parametrize("errors", [full_pipe, nobody_reads, full_device])
-def test_a_log_that_takes_nothing_does_not_stop_the_service(
-    driver: FakeDriver, errors: Callable[[], tuple[int, Callable[[], None]]]
-) -> None:
+@contextlib.contextmanager
+def full_device() -> Iterator[int]:
+    with open("/dev/full", "wb") as device:
+        yield device.fileno()
+
+
+@contextlib.contextmanager
+def terminal_that_nobody_reads() -> Iterator[int]:
+    terminal, end = pty.openpty()
+    yield end
+    os.close(terminal)
+    os.close(end)
+
+
+@contextlib.contextmanager
+def stopped_terminal() -> Iterator[int]:
+    """As after ^S."""
+    with terminal_that_nobody_reads() as end:
+        termios.tcflow(end, termios.TCOOFF)
+        yield end
+
+
+@contextlib.contextmanager
+def full_socket() -> Iterator[int]:
+    """As journald's, while that is stopped."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        writer.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                writer.send(b"\n" * 1000)
+        writer.setblocking(True)
+        yield writer.fileno()
+
+
+MUTE = [
+    full_pipe,
+    pipe_of_another_writer,
+    nobody_reads,
+    full_device,
+    terminal_that_nobody_reads,
+    stopped_terminal,
+    full_socket,
+]
+Mute = Callable[[], contextlib.AbstractContextManager[int]]
+
+
+@pytest.mark.parametrize("errors", MUTE)
+def test_a_log_that_takes_nothing_stops_neither_service_nor_program(driver: FakeDriver, errors: Mute) -> None:
     port = program.free_port()
     arguments = ("-v=5", f"--csi-address={driver.target}", f"--http-endpoint=127.0.0.1:{port}")
-    descriptor, close = errors()
-    try:
-        with in_a_shell('exec "$@"', *arguments, stderr=descriptor) as process:
-            for _ in range(30):
-                assert split(ask(port, process)) == (b"HTTP/1.1 200 OK", b"ok")
-    finally:
-        os.close(descriptor)
-        close()
+    with errors() as descriptor, in_a_shell('exec "$@"', *arguments, stderr=descriptor) as process:
+        for _ in range(60):
+            driver.set("not-ready")
+            assert split(ask(port, process))[0] == b"HTTP/1.1 500 Internal Server Error"
+            driver.set("ready")
+            assert split(ask(port, process)) == (b"HTTP/1.1 200 OK", b"ok")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--once", "-v=5"], 0),
+        (["--help"], 0),
+        (["--version"], 0),
+        (["--no-such-flag"], 2),
+        (["--health-port=x"], 1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mute", MUTE)
+def test_streams_that_take_nothing_stop_no_command(
+    driver: FakeDriver, mute: Mute, arguments: list[str], code: int
+) -> None:
+    with mute() as descriptor:
+        done = subprocess.run(
+            [*program.built(), f"--csi-address={driver.target}", *arguments],
+            check=False,
+            cwd=program.ROOT,
+            stderr=descriptor,
+            stdout=descriptor,
+            timeout=20,
+        )
+
+    assert done.returncode == code
+
+
+def test_what_is_said_last_arrives(probe: program.Probe) -> None:
+    probe.stop()
+
+    assert probe.log_lines[-1].endswith('"Stopping"')
+
+
+# ---- the environment
+
+LIBRARIES = {
+    "GRPC_POLL_STRATEGY": "epollex",
+    "GRPC_EXPERIMENTS": "no_such_experiment,event_engine_client",
+    "GRPC_TRACE": "all",
+    "GRPC_VERBOSITY": "DEBUG",
+    "GRPC_DNS_RESOLVER": "none of these",
+    "GRPC_PYTHON_DEFAULT_TIMEOUT_SECONDS": "x",
+    "grpc_proxy": "http://127.0.0.1:1",
+    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "cpp",
+    "PROMETHEUS_MULTIPROC_DIR": "/nonexistent",
+    "prometheus_multiproc_dir": "/nonexistent",
+    "PROMETHEUS_DISABLE_CREATED_SERIES": "false",
+    "PROMETHEUS_PORT": "tcp://10.0.0.1:9090",
+}
+
+
+@pytest.mark.parametrize("command", [None, program.MODULE], ids=["built", "module"], indirect=True)
+@pytest.mark.parametrize("name", [*LIBRARIES, "all"])
+def test_no_library_s_variable_has_a_say(
+    probe_factory: ProbeFactory, driver: FakeDriver, folder: Path, name: str
+) -> None:
+    """Of the same driver over TCP, as then gRPC's own library calls it."""
+    env = LIBRARIES if name == "all" else {name: LIBRARIES[name]}
+    with FakeDriver("127.0.0.1:0") as far:
+        for target in (driver.target, f"dns:///{far.address}"):
+            flags = (f"--csi-address={target}", "--http-endpoint=127.0.0.1:0", "--v=4")
+            probe = probe_factory(*flags, env=env)
+            assert [probe.get().text for _ in range(3)] == ["ok"] * 3
+            probe.wait_for_log("Learnt the CSI driver's name")
+            metrics = probe.get("/metrics").text
+            assert "\ncsi_liveness_up 1.0\n" in metrics
+            assert "_created" not in metrics
+            assert probe.stop() == 0
+            assert [line for line in probe.log_lines if not OUR_LINE.match(line)] == []
+            done = program.run_once(["--once", flags[0]], env=env)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+OUR_LINE = re.compile(r"[IWEF]\d{4} [\d:.]{15} [ \d]{6}\d (serve|driver_name|driver|exchange)\.py:\d+\] ")
+
+
+def test_metrics_are_not_written_into_the_folder_of_many_processes(
+    probe_factory: ProbeFactory, driver: FakeDriver, folder: Path
+) -> None:
+    shared = folder / "shared"
+    shared.mkdir()
+    probe = probe_factory(
+        f"--csi-address={driver.target}",
+        "--http-endpoint=127.0.0.1:0",
+        env={"PROMETHEUS_MULTIPROC_DIR": str(shared)},
+    )
+    assert probe.get().text == "ok"
+    assert probe.get("/metrics").status == 200
+
+    assert list(shared.iterdir()) == []
+
+
+PYTHON = {
+    "PYTHONWARNINGS": "error",
+    "PYTHONVERBOSE": "1",
+    "PYTHONDEVMODE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONINSPECT": "1",
+    "PYTHONIOENCODING": "no such codec",
+    "PYTHONHOME": "/nonexistent",
+    "PYTHONPATH": "/nonexistent",
+    "PYTHONFAULTHANDLER": "1",
+    "PYTHONPROFILEIMPORTTIME": "1",
+}
+# What a Python that isn't told to ignore them (-I) does before it gives a program any say.
+OF_THE_INTERPRETER = {"PYTHONVERBOSE", "PYTHONIOENCODING", "PYTHONHOME", "PYTHONPROFILEIMPORTTIME"}
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        # As it starts itself; whoever starts it as `python3 bin/livenessprobe` has no -I.
+        ((str(program.ROOT / "bin" / "livenessprobe"),), PYTHON.keys()),
+        (program.MODULE, PYTHON.keys() - OF_THE_INTERPRETER),
+    ],
+    ids=["built", "module"],
+)
+def test_no_variable_of_python_s_has_a_say(
+    driver: FakeDriver, command: Sequence[str], names: Iterable[str]
+) -> None:
+    for name in names:
+        env = {name: PYTHON[name]}
+        done = program.run_once(["--once", f"--csi-address={driver.target}"], command=command, env=env)
+        assert (name, done.returncode, done.stdout, done.stderr) == (name, 0, "ok\n", "")
+
+
+# ---- signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -10,13 +10,10 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import time
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import monitored
-import picture
 import program
 import pytest
 import yaml
@@ -28,11 +25,12 @@ if TYPE_CHECKING:
 
     from fake_driver import FakeDriver
 
+OPERATOR = DEPLOYED / "operator"
 RULES = yaml.safe_load((DEPLOYED / "rules.yml").read_text())["groups"]
 ALERTS = {rule["alert"]: rule for group in RULES for rule in group["rules"] if "alert" in rule}
 RECORDS = {rule["record"]: rule for group in RULES for rule in group["rules"] if "record" in rule}
 RUNBOOK = (program.ROOT / "docs" / "runbook.md").read_text()
-DASHBOARD = json.loads(picture.DASHBOARD.read_text())
+DASHBOARD = json.loads((program.ROOT / "deploy" / "grafana" / "dashboard.json").read_text())
 QUERIES = [
     (f"{panel['title']} {target['refId']}", target["expr"])
     for panel in DASHBOARD["panels"]
@@ -48,6 +46,14 @@ def promtool(*arguments: str | Path) -> str:
     done = subprocess.run(["promtool", *arguments], capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def expanded(expression: str, **chosen: str) -> str:
+    """A query of the dashboard with its variables replaced by what is chosen, the others by All."""
+    expression = expression.replace("$__rate_interval", RATE_INTERVAL)
+    for variable in ("driver_name", "namespace", "pod"):
+        expression = expression.replace(f"${variable}", chosen.get(variable, ".*"))
+    return expression
 
 
 def metrics_in(expression: str) -> set[str]:
@@ -374,16 +380,16 @@ def test_nothing_is_told_of_a_driver_without_trouble(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("title", dict(QUERIES))
 def test_each_query_of_the_dashboard_has_data(cluster: Cluster, title: str) -> None:
-    query = picture.expanded(dict(QUERIES)[title], RATE_INTERVAL)
+    query = expanded(dict(QUERIES)[title])
 
     cluster.prometheus.wait(lambda: cluster.prometheus.query(query), query)
 
 
 def test_a_chosen_driver_is_all_that_is_shown(cluster: Cluster) -> None:
     for title, query in QUERIES:
-        expanded = picture.expanded(query, RATE_INTERVAL, driver_name="steady.csi.k8s.io")
-        cluster.prometheus.wait(lambda query=expanded: cluster.prometheus.query(query), expanded)  # type: ignore[misc]
-        samples = cluster.prometheus.query(expanded)
+        chosen = expanded(query, driver_name="steady.csi.k8s.io")
+        cluster.prometheus.wait(lambda query=chosen: cluster.prometheus.query(query), chosen)  # type: ignore[misc]
+        samples = cluster.prometheus.query(chosen)
         assert {labels["pod"] for labels, _ in samples if "pod" in labels} <= {"csi-steady"}, title
         if title in ("Healthy A", "Not healthy A", "Not checked A"):
             assert [value for _, value in samples] == [title == "Healthy A"], title
@@ -392,7 +398,7 @@ def test_a_chosen_driver_is_all_that_is_shown(cluster: Cluster) -> None:
 def test_the_dashboards_variables_have_values(cluster: Cluster) -> None:
     wait_until_scraped(cluster)
     for variable in DASHBOARD["templating"]["list"][1:]:
-        query = picture.expanded(variable["query"]["query"], RATE_INTERVAL)
+        query = expanded(variable["query"]["query"])
         found = re.fullmatch(r"label_values\((.*), (\w+)\)", query)
         assert found
 
@@ -400,17 +406,72 @@ def test_the_dashboards_variables_have_values(cluster: Cluster) -> None:
         assert cluster.prometheus.api(f"label/{found[2]}/values", **{"match[]": found[1]})
 
 
-def test_the_picture_shows_every_panel(cluster: Cluster) -> None:
-    for _, query in QUERIES:
-        expanded = picture.expanded(query, RATE_INTERVAL)
-        cluster.prometheus.wait(lambda query=expanded: cluster.prometheus.query(query), query)  # type: ignore[misc]
-    now = time.time()
-    svg = picture.picture(picture.Window(cluster.prometheus.url, now - 30, now, RATE_INTERVAL), "Told.")
+# ---- by prometheus-operator
 
-    texts = [element.text or "" for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
-    assert {panel["title"] for panel in DASHBOARD["panels"]} <= set(texts)
-    assert "no data" not in texts
-    assert "steady.csi.k8s.io csi-steady" in texts
+
+def test_the_prometheusrule_has_the_same_rules() -> None:
+    shipped = yaml.safe_load((OPERATOR / "prometheusrule.yaml").read_text())
+
+    assert shipped["kind"] == "PrometheusRule"
+    assert shipped["spec"] == {"groups": RULES}
+    monitor = yaml.safe_load((OPERATOR / "podmonitor.yaml").read_text())
+    assert shipped["metadata"] == monitor["metadata"]
+
+
+def monitor_of_others() -> str:
+    """A PodMonitor as a driver's chart may have it: it finds the same ports, and adds no labels."""
+    monitor: dict[str, Any] = yaml.safe_load((OPERATOR / "podmonitor.yaml").read_text())
+    monitor["metadata"] = {"namespace": "storage", "name": "csi-node"}
+    del monitor["spec"]["podMetricsEndpoints"][0]["relabelings"]
+    return yaml.safe_dump(monitor)
+
+
+@pytest.mark.parametrize("whose", ["ours", "another's"])
+def test_operated(whose: str) -> None:
+    """Alerts and dashboard where prometheus-operator renders the configuration."""
+    if reason := monitored.missing():
+        pytest.skip(reason)
+    ours = whose == "ours"
+    monitor = (OPERATOR / "podmonitor.yaml").read_text() if ours else monitor_of_others()
+    job = "csi-livenessprobe" if ours else "storage/csi-node"
+    with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as short:
+        folder = Path(short)
+        pods = {
+            name: Pod(name, folder, driver_name="example.csi.k8s.io") for name in ("broken", "ends", "steady")
+        }
+        nobody = f"127.0.0.1:{program.free_port()}"
+        others = [
+            target("finished", nobody, phase="Succeeded"),
+            target("foreign", nobody, port_name="healthz"),
+        ]
+        with Cluster(folder, pods, others, monitored.rendered(monitor)) as cluster:
+            prometheus = cluster.prometheus
+            wait_until_scraped(cluster)
+            for name in ("broken", "steady"):
+                pods[name].ask()
+            assert pods_of(prometheus.query(f'up{{job="{job}"}}')) == set(pods)
+            for labels, _ in prometheus.query("up"):
+                assert ("node" in labels, "controller_kind" in labels) == (ours, ours)
+            for _, query in QUERIES:
+                asked = expanded(query, driver_name="example.csi.k8s.io", namespace="storage")
+                prometheus.wait(lambda asked=asked: prometheus.query(asked), asked)  # type: ignore[misc]
+
+            pods["broken"].driver.set("error", message="the disk is gone")
+            assert pods["ends"].probe.stop() == 0
+
+            names = {"namespace": "storage", "driver_name": "example.csi.k8s.io"}
+            prometheus.wait(
+                lambda: prometheus.firing("CSIDriverUnhealthy", pod="csi-broken", **names), "unhealthy"
+            )
+            (alert,) = prometheus.firing("CSIDriverUnhealthy", **names)
+            where = "node-broken" if ours else alert["labels"]["instance"]
+            assert alert["annotations"]["summary"] == f"CSI driver example.csi.k8s.io is unhealthy on {where}"
+            prometheus.wait(
+                lambda: prometheus.firing("CSILivenessProbeDown", pod="csi-ends", job=job), "down"
+            )
+            # Not even pending: there are sidecars, and the driver still has some.
+            assert not prometheus.query('ALERTS{alertname="CSILivenessProbeAbsent"}')
+            assert not prometheus.query('last_over_time(ALERTS{alertstate="firing", pod="csi-steady"}[10m])')
 
 
 def test_targets_by_hand_are_scraped(probe: program.Probe, folder: Path) -> None:

@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "deploy" / "migration"
 # Those of the program that read a command line.
-MODULES = ("__init__", "config", "goflags", "quoting")
+MODULES = ("__init__", "address", "config", "goflags", "quoting")
 MAIN = """\
 import sys
 

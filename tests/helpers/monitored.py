@@ -2,10 +2,6 @@
 
 A minute lasts a second here: `hurried` divides every duration in the files by 60, and nothing else is changed but
 where the pods are learnt from: Debian's Prometheus is built without Kubernetes discovery, so a file gives the labels.
-
-    python tests/helpers/monitored.py docs/dashboard.svg
-
-plays an hour and a quarter of a driver's troubles in as many seconds, and draws the dashboard of that; see `make dashboard`.
 """
 
 from __future__ import annotations
@@ -15,25 +11,24 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import program
+import yaml
 from fake_driver import FakeDriver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
 DEPLOYED = program.ROOT / "deploy" / "prometheus"
+KUBERNETES = (DEPLOYED / "kubernetes.yml").read_text()
 KUBELETS_PERIOD = 10 / 60
-DISCOVERY = "kubernetes_sd_configs:\n      - role: pod\n"
 _MILLISECONDS = {"s": 1_000, "m": 60_000, "h": 3_600_000}
 
 
@@ -52,8 +47,48 @@ def hurried(text: str) -> str:
 
 def discovered_by_file(config: str, targets: Path) -> str:
     """The configuration for Kubernetes with a file instead of its API: the same targets with the same labels."""
-    assert config.count(DISCOVERY) == 1
-    return config.replace(DISCOVERY, f"file_sd_configs:\n      - files: ['{targets}']\n")
+    read: dict[str, Any] = yaml.safe_load(config)
+    (job,) = read["scrape_configs"]
+    (discovery,) = job.pop("kubernetes_sd_configs")
+    assert discovery["role"] == "pod"
+    return yaml.safe_dump(read | {"scrape_configs": [job | {"file_sd_configs": [{"files": [str(targets)]}]}]})
+
+
+def rendered(monitor: str) -> str:
+    """The configuration that prometheus-operator makes of a PodMonitor for all namespaces.
+
+    Its own relabelling comes first: what ended is dropped, the port is kept by its name, and namespace, container, pod,
+    job (the PodMonitor's name) and endpoint become labels. Then comes the PodMonitor's.
+    """
+    read: dict[str, Any] = yaml.safe_load(monitor)
+    (endpoint,) = read["spec"]["podMetricsEndpoints"]
+    assert read["spec"]["namespaceSelector"] == {"any": True}
+    assert read["spec"]["selector"] == {}
+    meta = "__meta_kubernetes_"
+    relabel = [
+        {"source_labels": ["job"], "target_label": "__tmp_prometheus_job_name"},
+        {"source_labels": [f"{meta}pod_phase"], "regex": "(Failed|Succeeded)", "action": "drop"},
+        {"source_labels": [f"{meta}pod_container_port_name"], "regex": endpoint["port"], "action": "keep"},
+        {"source_labels": [f"{meta}namespace"], "target_label": "namespace"},
+        {"source_labels": [f"{meta}pod_container_name"], "target_label": "container"},
+        {"source_labels": [f"{meta}pod_name"], "target_label": "pod"},
+        {"target_label": "job", "replacement": "{namespace}/{name}".format(**read["metadata"])},
+        {"target_label": "endpoint", "replacement": endpoint["port"]},
+    ]
+    names = {"sourceLabels": "source_labels", "targetLabel": "target_label"}
+    relabel += [
+        {names.get(key, key): value for key, value in rule.items()}
+        for rule in endpoint.get("relabelings", ())
+    ]
+    job = {
+        "job_name": "podMonitor/{namespace}/{name}/0".format(**read["metadata"]),
+        "honor_labels": False,
+        "scrape_interval": endpoint["interval"],
+        "kubernetes_sd_configs": [{"role": "pod"}],
+        "relabel_configs": relabel,
+    }
+    settings = {"evaluation_interval": "30s", "scrape_interval": "30s"}
+    return yaml.safe_dump({"global": settings, "rule_files": ["rules.yml"], "scrape_configs": [job]})
 
 
 class Prometheus:
@@ -209,11 +244,17 @@ def target(
 class Cluster:
     """Some pods and the Prometheus that discovers them; `others` are targets that no pod here stands for."""
 
-    def __init__(self, folder: Path, pods: Mapping[str, Pod], others: Iterable[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        pods: Mapping[str, Pod],
+        others: Iterable[dict[str, Any]] = (),
+        config: str = KUBERNETES,
+    ) -> None:
         self.pods = pods
         self._others = list(others)
         self._targets = folder / "targets.json"
-        config = discovered_by_file((DEPLOYED / "kubernetes.yml").read_text(), self._targets)
+        config = discovered_by_file(config, self._targets)
         self.prometheus = Prometheus(hurried(config), hurried((DEPLOYED / "rules.yml").read_text()), folder)
         self._ends = contextlib.ExitStack()
 
@@ -229,50 +270,3 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self._ends.close()
-
-
-# ---- the recorded run
-
-STORY: tuple[tuple[float, str, Callable[[FakeDriver], object]], ...] = (
-    (15, "b", lambda driver: driver.set("error", message="the disk is gone")),
-    (25, "b", lambda driver: driver.set("ready")),
-    (30, "c", lambda driver: driver.set("slow", after=0.35)),
-    (48, "c", lambda driver: driver.set("ready")),
-    (52, "a", lambda driver: driver.kill()),
-    (60, "a", lambda driver: driver.start()),
-    (64, "b", lambda driver: driver.set("hang")),
-    (70, "b", lambda driver: driver.set("ready")),
-)
-SECONDS = 75.0
-
-
-def main(path: str) -> None:
-    if reason := missing():
-        sys.exit(reason)
-    with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as short:
-        folder = Path(short)
-        pods = {name: Pod(name, folder, "500ms", driver_name="example.csi.k8s.io") for name in "abc"}
-        with Cluster(folder, pods) as cluster:
-            for pod in pods.values():
-                # As for a livenessProbe and a readinessProbe.
-                pod.ask()
-                pod.ask()
-            cluster.prometheus.wait(lambda: len(cluster.prometheus.query("csi_liveness_up")) == 3, "all pods")
-            begin = time.time()
-            for at, name, do in (*STORY, (SECONDS, "a", lambda driver: None)):
-                time.sleep(max(0.0, begin + at - time.time()))
-                do(pods[name].driver)
-            Path(path).write_text(picture_of(cluster.prometheus))
-
-
-def picture_of(prometheus: Prometheus) -> str:
-    """What the script draws of the run that has just ended."""
-    minutes = f"{SECONDS:.0f} minutes of three pods, from left to right, each lasting a second."
-    script = str(program.ROOT / "deploy" / "grafana" / "picture.py")
-    options = ["--prometheus", prometheus.url, "--seconds", str(SECONDS), "--rate-interval", "2s"]
-    caption = f"Recorded on {time.strftime('%Y-%m-%d')}: {minutes}"
-    return subprocess.check_output([sys.executable, script, *options, "--caption", caption], text=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,0 +1,56 @@
+"""The address of a CSI driver: a unix socket's path, or a target of gRPC's; read as Go's client does."""
+
+import re
+
+_LONGEST_SOCKET_PATH = 107  # bytes: sun_path of unix(7), less its final NUL
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# A scheme in capitals is the same one: Go reads a target as a URL.
+_SCHEME = re.compile(r"(?:dns|ipv4|ipv6|passthrough|unix|unix-abstract|vsock):", re.IGNORECASE)
+# What Go dials as it stands; gRPC's C core has no such scheme.
+_PASSTHROUGH = re.compile(r"passthrough:(?://[^/]*/)?(unix:)?(.*)", re.DOTALL)
+# The targets of gRPC's C core that can be a driver's, https://grpc.github.io/grpc/core/md_doc_naming.html; without a
+# scheme it takes them for dns.
+_HOST_PORT = r"(?:[^:/]+|\[[^]/]+\]):[0-9]+"
+_TARGET = re.compile(rf"(?:dns|ipv4|ipv6|unix-abstract|vsock):.+|{_HOST_PORT}")
+_PORTLESS = ("unix-abstract:", "vsock:")
+
+
+def read(text: str) -> tuple[str, str | None]:
+    """Return the address to call, and the path of its unix socket, None for another target.
+
+    Raises ValueError with the reason where nothing can be called there.
+    """
+    _refuse_damage(text)
+    target = _SCHEME.sub(lambda scheme: scheme[0].lower(), text, count=1) if _SCHEME.match(text) else text
+    if passed := _PASSTHROUGH.fullmatch(target):
+        if not passed[1] and not re.fullmatch(_HOST_PORT, passed[2]):
+            raise ValueError("nothing to pass through: write passthrough:///host:port")
+        target = (passed[1] or "dns:///") + passed[2]
+    path = target.removeprefix("unix://") if target.startswith("unix://") else target.removeprefix("unix:")
+    if path.startswith("/"):
+        path = "/" + path.lstrip("/")  # what follows two slashes gRPC takes for a host
+        size = len(path.encode(errors="surrogateescape"))
+        if size > _LONGEST_SOCKET_PATH:
+            raise ValueError(f"the path has {size} bytes, a unix socket's at most {_LONGEST_SOCKET_PATH}")
+        return text, path
+    if target.startswith("unix:") or ":" not in target:
+        raise ValueError(
+            "not an absolute path: write /path, unix:///path, or a gRPC target such as dns:///host:port"
+        )
+    if not (_TARGET.fullmatch(target) and target.isprintable()):
+        raise ValueError("neither a path nor a gRPC target: write /path, unix:///path, or dns:///host:port")
+    # A larger port gRPC would take modulo 65536, and so take somebody else for the driver.
+    port = None if target.startswith(_PORTLESS) else re.search(r":([0-9]+)$", target)
+    if port and not (len(port[1]) <= 5 and 0 < int(port[1]) <= 65535):
+        raise ValueError("bad port: write a number from 1 to 65535")
+    return target, None
+
+
+def _refuse_damage(text: str) -> None:
+    """Refuse what a manifest's quoting or folding has made of an address: no driver's socket is called so."""
+    if _CONTROL.search(text):
+        raise ValueError("has a control character in it, such as an end of line")
+    if text != text.strip():
+        raise ValueError("has blanks around it")
+    if " --" in text:
+        raise ValueError("has a second flag in it: make each flag an item of its own")
