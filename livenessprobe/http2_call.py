@@ -103,7 +103,8 @@ class Http2Call:
             raise Unreachable(how, may_heal=True)
         if not self.greeted:
             raise _no_http2(f"it closed the connection after {self._frames.bytes} bytes")
-        return Reply("Unavailable", f"the connection ended before the answer did: {how}{self._goaway}", None)
+        # How it ended depends on whether the peer had read our last acknowledgement: no news.
+        return Reply("Unavailable", f"the connection ended before the answer did{self._goaway}", None)
 
     def _broken(self, broken: Broken) -> Reply | None:
         if not self.greeted:
@@ -119,24 +120,31 @@ class Http2Call:
     def _take(self, frame: Frame) -> Reply | None:
         match frame.kind:
             case Kind.HEADERS:
-                fields = self._fields.read(frame.payload)
-                if frame.stream == self._stream:
-                    return self._answer.headers(fields, ended=bool(frame.flags & END_STREAM))
+                return self._take_headers(frame)
             case Kind.DATA:
                 return self._take_data(frame)
+            case Kind.RST_STREAM:
+                return self._take_rst_stream(frame)
+            case Kind.GOAWAY:
+                return self._take_goaway(frame)
             case Kind.SETTINGS:
                 self._take_settings(frame)
             case Kind.WINDOW_UPDATE:
                 self._take_window_update(frame)
             case Kind.PING:
-                expect(frame.stream == 0 and frame.size == 8, "a malformed PING")
-                if not frame.flags & ACK:
-                    self.to_send += written(Kind.PING, frame.payload, ACK)
-            case Kind.RST_STREAM:
-                return self._take_rst_stream(frame)
-            case Kind.GOAWAY:
-                return self._take_goaway(frame)
+                self._take_ping(frame)
         return None
+
+    def _take_headers(self, frame: Frame) -> Reply | None:
+        fields = self._fields.read(frame.payload)  # of other streams, too: they change what later ones mean
+        if frame.stream != self._stream:
+            return None
+        return self._answer.headers(fields, ended=bool(frame.flags & END_STREAM))
+
+    def _take_ping(self, frame: Frame) -> None:
+        expect(frame.stream == 0 and frame.size == 8, "a malformed PING")
+        if not frame.flags & ACK:
+            self.to_send += written(Kind.PING, frame.payload, ACK)
 
     def _take_data(self, frame: Frame) -> Reply | None:
         self._to_give_back += frame.size

@@ -16,8 +16,8 @@ _END_HEADERS, _PADDED, _PRIORITY = 0x04, 0x08, 0x20
 _HEADER = struct.Struct(">HBBBL")
 LONGEST_FRAME = 16384  # what a peer may send to those who do not ask for more
 
-# Much more than any answer: a frame for each byte of the longest message, and as many again.
-_MOST_FRAMES = 2 * 65536
+# More than any answer: a frame for each byte of the longest message, and some.
+_MOST_FRAMES = 70_000
 _MOST_BYTES = 8 * 1024 * 1024
 # Of header fields: an error text of 1 MiB, and what stands beside it.
 _MOST_FIELD_BYTES = 1024 * 1024 + 64 * 1024
@@ -169,6 +169,7 @@ class HeaderFields:
     def read(self, block: bytes) -> list[tuple[bytes, bytes]]:
         """Decode a block. Raises Broken, TooMuch."""
         fields: list[tuple[bytes, bytes]] = []
+        self._left -= _FIELD_OVERHEAD  # an empty block costs time, too
         try:
             for piece in _pieces(block):
                 self._decoder.max_header_list_size = self._left
@@ -179,6 +180,8 @@ class HeaderFields:
             raise TooMuch(_TOO_MANY_FIELDS) from None
         except HPACKError as error:
             raise Broken(f"header fields that cannot be decoded: {error}") from None
+        if self._left < 0:
+            raise TooMuch(_TOO_MANY_FIELDS)
         return fields
 
 

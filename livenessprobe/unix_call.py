@@ -59,10 +59,9 @@ class UnixCall:
                     received = _exchange(connection, call.to_send, deadline)
                 except TimeoutError:
                     reply = self._unanswered(method, call)
-                except ConnectionResetError:
-                    reply = call.ended("connection reset")
                 except OSError as error:
-                    raise self._unreachable(error) from None
+                    was_reset = isinstance(error, ConnectionResetError)
+                    reply = call.ended("connection reset" if was_reset else _words(error))
                 else:
                     reply = call.receive(received) if received else call.ended("closed by the peer")
         return _STOPPING if self._closed or reply is None else reply
@@ -95,7 +94,7 @@ class UnixCall:
 
     def _unreachable(self, error: OSError) -> Unreachable:
         """Say why there is no connection."""
-        reason = os.strerror(error.errno or 0).lower()
+        reason = _words(error)
         try:
             status = os.stat(self._path)
         except OSError:
@@ -118,6 +117,10 @@ class UnixCall:
                 reason, f" (this program is uid {os.geteuid()}, {owner}; where these fit, SELinux denies it)"
             )
         return Unreachable(reason, may_heal=error.errno in (errno.ENOENT, errno.ECONNREFUSED))
+
+
+def _words(error: OSError) -> str:
+    return os.strerror(error.errno or 0).lower()
 
 
 def _exchange(connection: socket.socket, to_send: bytearray, deadline: float) -> bytes:
