@@ -20,6 +20,7 @@ from livenessprobe import config, health
 from livenessprobe.health import History
 
 if TYPE_CHECKING:
+    from conftest import ProbeFactory
     from fake_driver import FakeDriver
 
 ROOT = program.ROOT
@@ -237,6 +238,34 @@ spec:
 """
 
 
+def test_logs_are_found_as_migration_says(
+    probe_factory: ProbeFactory, socket_path: Path, folder: Path
+) -> None:
+    """Its commands on logs of a probe that starts with a warning and finds no driver."""
+    commands = [line.partition("  #")[0].rstrip() for line in code_blocks(MIGRATION, "sh")[-1].splitlines()]
+    flags = f"--csi-address={socket_path}", "--probe-timeout=200ms", "--logtostderr"
+    for file, format_flag in {"probe.log": "text", "probe.json": "json"}.items():
+        probe = probe_factory(*flags, "--http-endpoint=127.0.0.1:0", f"--logging-format={format_flag}")
+        assert probe.get().status == 500
+        assert probe.stop() == 0
+        (folder / file).write_text("".join(f"{line}\n" for line in [*probe.log_lines, "not a line of ours"]))
+
+    found = [
+        subprocess.check_output(["sh", "-c", command], cwd=folder, text=True).splitlines()
+        for command in commands
+    ]
+
+    text, json = ((folder / file).read_text().splitlines()[:-1] for file in ("probe.log", "probe.json"))
+    assert len(text) > 3
+    assert found == [
+        text,
+        [line for line in text if line.startswith(("W", "E"))],
+        json,
+        [line for line in json if "CSI driver is not healthy" in line],
+    ]
+    assert [len(lines) for lines in found[1::2]] == [2, 1]
+
+
 def test_the_report_in_migration_is_real() -> None:
     done = subprocess.run([check_manifest(), "-"], capture_output=True, check=False, input=SAMPLE, text=True)
     [shown] = code_blocks(MIGRATION, "text")
@@ -254,12 +283,8 @@ def test_migration_explains_each_word_of_the_report() -> None:
     "path", sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_manifests_of_ours_pass_the_check(path: Path) -> None:
-    for pod in manifest.pods(path.read_text()):
-        for container in pod.containers:
-            if "/livenessprobe:" in container.image and not container.command:
-                found = [
-                    each
-                    for each in check(pod, container)
-                    if each.kind in (Kind.BREAKS, Kind.REFUSED, Kind.WARNS)
-                ]
-                assert not found
+    sidecars = [(pod, each) for pod in manifest.pods(path.read_text()) for each in pod.containers]
+
+    assert len(sidecars) == (path.stem != "exec-probe")
+    for pod, sidecar in sidecars:
+        assert not {each.kind for each in check(pod, sidecar)} & {Kind.BREAKS, Kind.REFUSED, Kind.WARNS}
