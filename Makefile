@@ -104,7 +104,7 @@ torture: $(tests) bin/livenessprobe  ## run random lives of the driver, and rand
 check-manifest: bin/check-manifest  ## say what would change where this takes upstream's place in a manifest (FILE=path, or - for standard input; SUGGEST=image)
 	@$(python) bin/check-manifest $(if $(SUGGEST),--image '$(SUGGEST)') $(if $(FILE),'$(FILE)')
 
-bin/check-manifest: build/here/checker.py $(wildcard deploy/migration/*.py) livenessprobe/config.py livenessprobe/goflags.py livenessprobe/quoting.py $(builds)
+bin/check-manifest: build/here/checker.py $(wildcard deploy/migration/*.py) $(wildcard livenessprobe/*.py) $(builds)
 	@mkdir -p bin
 	@$(python) build/here/checker.py $@
 

@@ -413,6 +413,7 @@ def test_driver_is_broken_and_mended(text: str, play: Play) -> None:
     name = driver(workload(text))
     with play(text) as (pod, kubelet):
         kinds = {kind: kubelet.path(name, kind) for kind in pod_probes.KINDS if kubelet.path(name, kind)}
+        assert "livenessProbe" in kinds
         for kind in kinds:
             kubelet.wait(name, kind)
             assert kubelet.ask(name, kind) == (True, "ok")

@@ -137,7 +137,7 @@ def test_runbook_looks_at_native_sidecars_too(folder: Path) -> None:
     pod = folder / "pod.json"
     pod.write_text(json.dumps(POD))
     expressions = re.findall(r'jsonpath="(.*?)" *(?:\||$)', RUNBOOK, re.MULTILINE)
-    assert len(expressions) == RUNBOOK.count("{range ")
+    assert len(expressions) == RUNBOOK.count("{range ") > 0
     for expression in expressions:
         # Without a server kubectl shows what it is asked to change. The one pod stands for a list of them.
         one = expression.replace("{range .items[*]}", "{range @}")
@@ -370,6 +370,7 @@ def test_nothing_is_told_of_a_driver_without_trouble(cluster: Cluster) -> None:
     prometheus = cluster.prometheus
     told = 'count by (alertname) (last_over_time(ALERTS{alertstate="firing"}[10m]))'
     prometheus.wait(lambda: prometheus.query("instance:csi_probe_duration_seconds:mean5m"), "rules")
+    prometheus.wait(lambda: prometheus.query(told), "alerts of the others")
 
     steady = 'last_over_time(ALERTS{{alertstate="firing", {0}="{1}"}}[10m])'
     assert not prometheus.query(steady.format("pod", "csi-steady"))
@@ -386,13 +387,15 @@ def test_each_query_of_the_dashboard_has_data(cluster: Cluster, title: str) -> N
 
 
 def test_a_chosen_driver_is_all_that_is_shown(cluster: Cluster) -> None:
+    shown = set()
     for title, query in QUERIES:
         chosen = expanded(query, driver_name="steady.csi.k8s.io")
         cluster.prometheus.wait(lambda query=chosen: cluster.prometheus.query(query), chosen)  # type: ignore[misc]
         samples = cluster.prometheus.query(chosen)
-        assert {labels["pod"] for labels, _ in samples if "pod" in labels} <= {"csi-steady"}, title
+        shown |= {labels["pod"] for labels, _ in samples if "pod" in labels}
         if title in ("Healthy A", "Not healthy A", "Not checked A"):
             assert [value for _, value in samples] == [title == "Healthy A"], title
+    assert shown == {"csi-steady"}
 
 
 def test_the_dashboards_variables_have_values(cluster: Cluster) -> None:
