@@ -1,8 +1,8 @@
 """A CSI driver that is never the bottleneck: unary gRPC calls over a unix socket, with just enough HTTP/2 for them.
 
-Run as `python -IS fast_driver.py SOCKET`; takes commands on standard input, one a line, and answers each with a line.
-It is a correct peer for any gRPC client: as it allows no header table, every header block stands for itself, and the
-method's path is found in it, plain or Huffman-coded, without decoding the rest.
+Run as `python -IS fast_driver.py SOCKET`; takes commands on standard input, one per line, and answers each with a line.
+It is a correct peer for any gRPC client: since it allows no header table, every header block stands on its own, and the
+method's path can be found in it, plain or Huffman-coded, without decoding the rest.
 """
 
 import os
@@ -69,7 +69,7 @@ def success(stream: int, reply: bytes) -> bytes:
 
 
 class Client:
-    """One connection: what was not yet read of it, and the header block of each call that has begun."""
+    """One connection: what has not been read of it yet, and the header block of each call that has begun."""
 
     __slots__ = ("begun", "heads", "received", "socket")
 
@@ -146,7 +146,7 @@ class Driver:
             client.send(answers)
 
     def frames(self, client: Client) -> bytes:
-        """Take the whole frames from what was received; return what is to be sent for them."""
+        """Take the whole frames from what was received; return what to send for them."""
         received, answers, at = client.received, b"", 0
         if not client.begun:
             if len(received) < len(PREFACE):

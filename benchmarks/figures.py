@@ -1,4 +1,4 @@
-"""What is measured: each step takes the programs in turns, so that the machine's moods meet all of them alike."""
+"""What is measured: each step takes the programs in turns, so that the machine's moods affect all of them alike."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _idle(pairs: Sequence[tuple[Figures, Running]], seconds: float) -> None:
 
 
 def _storm(figures: Figures, running: Running, driver: Driver) -> None:
-    """Many requests at once, while the driver takes its time."""
+    """Many requests at once, while the driver is slow."""
     driver.set(f"slow {STORM_DELAY_SECONDS}")
     driver.seen()
     answers = kubelet.storm(running.port, STORM_REQUESTS)

@@ -3,7 +3,7 @@
     python benchmarks/image_budget.py quay.io/k8scsi/livenessprobe:canary [REFERENCE-IMAGE-OR-FILE]
 
 A reference that is a file is put into an image of its own, alone. Containers start in turns, so that the machine's moods
-meet all alike. Exit code 1 where a figure of the first image is over its budget. Only root learns from the kernel when a
+affect all alike. Exit code 1 if a figure of the first image is over its budget. Only root can learn from the kernel when a
 process began.
 """
 
@@ -70,7 +70,7 @@ def sizes(image: str) -> dict[str, float]:
 
 
 class Starts:
-    """When processes began to be what they are: the kernel's word on each execve, on the monotonic clock."""
+    """When processes began: what the kernel says about each execve, on the monotonic clock."""
 
     # linux/connector.h and linux/cn_proc.h
     _CONNECTOR, _CN_IDX_PROC, _CN_VAL_PROC, _LISTEN, _EXEC = 11, 1, 1, 1, 2

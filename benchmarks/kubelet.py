@@ -1,4 +1,4 @@
-"""Asks for /healthz as the kubelet does, a new connection each time, over raw sockets: at next to no cost of its own."""
+"""Asks for /healthz as the kubelet does, a new connection each time, over raw sockets, at next to no cost of its own."""
 
 import selectors
 import socket
@@ -22,7 +22,7 @@ class Answer(NamedTuple):
 
 
 def get(port: int) -> Answer:
-    """Raises OSError where nobody listens, or takes too long."""
+    """Raises OSError if nobody listens, or the answer takes too long."""
     begin = time.perf_counter()
     with connect(port) as connection:
         return ask(connection, begin)

@@ -1,4 +1,4 @@
-"""`make load`: storms of requests on a slow driver, and a flood of half-open connections. Exits 1 where one does harm."""
+"""`make load`: storms of requests on a slow driver, and a flood of half-open connections. Exits 1 if one does harm."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def flood(port: int, seconds: float) -> list[Answer]:
 def _half_open(port: int, number: int) -> socket.socket:
     """A connection on which some part of a request was sent."""
     connection = kubelet.connect(port)
-    with contextlib.suppress(ConnectionError):  # it gave way already
+    with contextlib.suppress(ConnectionError):  # it was evicted already
         connection.sendall((b"", b"\r\n", b"GET /heal", kubelet.REQUEST[:-2])[number % 4])
     return connection
 
 
 def allow_descriptors(wanted: int) -> None:
-    """For as many connections of our own; raises ValueError where the system does not let us."""
+    """For as many connections of our own; raises ValueError if the system does not let us."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,4 +1,4 @@
-"""The states of a driver that a soak goes through, and the checks it makes in each."""
+"""The driver's states that a soak goes through, and the checks it makes in each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(phase: str, running: Running, driver: Driver, checks: int) -> Counter[in
 
 
 def _restarting(driver: Driver, checks: int) -> Iterator[int]:
-    """Of some checks, the first finds the driver dead."""
+    """The first of these checks finds the driver dead."""
     for number in range(checks):
         if number % RESTART_EVERY == 0:
             driver.kill()

@@ -1,4 +1,4 @@
-"""What the kernel tells of another process: CPU time, memory, threads, wake-ups, descriptors."""
+"""What the kernel says about another process: CPU time, memory, threads, wake-ups, descriptors."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ class Memory:
 
 
 def cpu_seconds(pid: int) -> float:
-    """To the nanosecond, with the threads that have ended, as /proc/PID/stat's ticks of 10 ms are not."""
+    """To the nanosecond, unlike /proc/PID/stat's ticks of 10 ms, and including threads that have ended."""
     return time.clock_gettime(~pid << 3 | 2)  # what clock_getcpuclockid(3) makes of a pid
 
 

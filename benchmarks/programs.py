@@ -28,14 +28,14 @@ class Program:
     """Added to the environment."""
 
     def bytes(self) -> int | None:
-        """Size of the file; None where the command is an interpreter with a script or module."""
+        """Size of the file; None if the command is an interpreter with a script or module."""
         file = shutil.which(self.command[0])
         if file is None or Path(file).name.startswith("python"):
             return None
         return Path(file).stat().st_size
 
     def output(self, *arguments: str) -> tuple[str, float]:
-        """Run it to its end; its output, and the seconds that took. Raises where it fails."""
+        """Run it to its end; its output, and the seconds that took. Raises if it fails."""
         begin = time.perf_counter()
         ended = subprocess.run(
             [*self.command, *arguments],
@@ -50,7 +50,7 @@ class Program:
 
 
 def chosen(folder: Path, command: str, reference: str) -> list[Program]:
-    """The program under test, which unpacks into folder, and the reference where there is one."""
+    """The program under test, which unpacks into folder, and the reference if there is one."""
     unpacked = {"SHIV_ROOT": str(folder / "unpacked")}
     found = [Program("program", tuple(shlex.split(command)), unpacked)]
     if reference:
@@ -59,7 +59,7 @@ def chosen(folder: Path, command: str, reference: str) -> list[Program]:
 
 
 def with_cpus(program: Program, count: int, folder: Path) -> Program:
-    """The same program, to which the machine seems to have so many processors."""
+    """The same program, on a machine that seems to have that many processors."""
     library = folder / "fake_cpus.so"
     compiler = os.environ.get("CC", "cc")
     subprocess.run(
@@ -71,7 +71,7 @@ def with_cpus(program: Program, count: int, folder: Path) -> Program:
 
 
 def machine(shown: Sequence[Program]) -> list[str]:
-    """Describe this machine and the programs, a line each."""
+    """Describe this machine and the programs, one line each."""
     system = os.uname()
     model = next(
         (
@@ -99,6 +99,6 @@ def machine(shown: Sequence[Program]) -> list[str]:
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """The variables that a measured program gets: ours, and more."""
     variables = {**os.environ, **more}
-    # Where it is set, every start compiles anew what has no compiled file yet: not what is to be measured.
+    # With it, every start would compile again what has no compiled file yet: that is not what is measured here.
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
     return variables

@@ -1,4 +1,4 @@
-"""The bench's table: each figure's name, unit and budget, and whether what was measured keeps it. Pure."""
+"""The bench's table: each figure's name, unit and budget, and whether the measurement keeps it. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REFERENCE_MB = 20.0  # the size of the reference's stripped binary that the file
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that a figure, or its ratio to the reference's, may be; and the lower goal, where there is one."""
+    """The most that a figure, or its ratio to the reference's, may be; and the lower goal, if there is one."""
 
     limit: float
     goal: float | None = None
@@ -95,7 +95,7 @@ INDEPENDENCE = Budget(1.1, ratio=True)
 
 
 def table(all_figures: Sequence[Figures]) -> list[str]:
-    """Lay out the figures; the first are those of the program under test, which the others are compared with."""
+    """Lay out the figures; the first are those of the program under test, with which the others are compared."""
     first, *others = all_figures
     head = ["", "unit", "budget", "", first.program.name]
     for other in others:

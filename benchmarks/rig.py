@@ -48,7 +48,7 @@ class Driver:
         self.kill()
 
     def start(self) -> None:
-        """Returns when it takes connections; healthy at first."""
+        """Returns once it takes connections; healthy at first."""
         self.path.unlink(missing_ok=True)
         self._process = subprocess.Popen(
             [sys.executable, "-IS", str(HERE / "fast_driver.py"), str(self.path)],
@@ -62,7 +62,7 @@ class Driver:
             raise
 
     def kill(self) -> None:
-        """Leaves the socket's file behind, as a driver that crashes."""
+        """Leaves the socket's file behind, like a driver that crashes."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -170,7 +170,7 @@ class Running:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for one run, gone afterwards, as are all processes: also where a signal ends the run."""
+    """A folder for one run, gone afterwards, like all processes, even if a signal ends the run."""
     signal.signal(signal.SIGTERM, _end)
     try:
         # A socket's path has to be short.

@@ -1,4 +1,4 @@
-"""`make soak`: many checks of a driver in every state; what the program holds must not grow. Exits 1 where it does."""
+"""`make soak`: many checks of a driver in every state; what the program holds must not grow. Exits 1 if it does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into the image, and what that seems to be needed does not, and why."""
+"""What goes into the image; and what does not though it seems to be needed, and why."""
 
 import sys
 
@@ -10,7 +10,7 @@ PACKAGE = "livenessprobe"
 
 TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 
-# With all that they depend on, these are where files are taken from; which packages the image has, the files tell.
+# Files are taken from these and all that they depend on; the files decide which packages the image has.
 PACKAGES = ["base-files", "libstdc++6", f"lib{PYTHON}-stdlib", f"{PYTHON}-minimal"]
 
 # What the interpreter itself imports, and the codecs that are looked up by name: for its start, for errors, host names,
@@ -27,7 +27,7 @@ BUILT_IN = [
     *("collections.abc", "io", "os", "posixpath", "site", "threading", "traceback", "types", "warnings"),
 ]
 
-# What extension modules import, of which that can't be read.
+# What extension modules import, which cannot be read from them.
 COMPILED = {
     "grpc._cython.cygrpc": [
         *(
@@ -71,7 +71,7 @@ UNUSED = {
     **dict.fromkeys(["_curses", "curses", "readline"], "terminals"),
     **dict.fromkeys(["_ctypes", "ctypes"], "foreign functions"),
     **dict.fromkeys(["concurrent.futures.process", "multiprocessing"], "worker processes"),
-    # For where there is no C code for the same.
+    # For platforms without C code for the same.
     **dict.fromkeys(["_pydatetime", "_pydecimal", "_pyio"], "fallbacks"),
     "statistics": "random's test of itself",
 }
@@ -87,7 +87,7 @@ nonroot:x:65532:65532:nonroot:/nonexistent:/sbin/nologin
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 
-# All is in its place: nothing to unpack, no cache to find, nothing that the environment could change.
+# Everything is in place: nothing to unpack, no cache to find, nothing that the environment could change.
 START = f"""\
 #!/{INTERPRETER} -IS
 import _signal

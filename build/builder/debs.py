@@ -1,6 +1,6 @@
-"""Debian packages for a machine, this or another: fetched, and unpacked without running anything of theirs.
+"""Debian packages for this machine or another: fetched, and unpacked without running anything in them.
 
-Runs in the image that the Dockerfile builds in; what `apt-get update` has found there is what there is.
+Runs in the image that the Dockerfile builds in, with what `apt-get update` has found there.
 """
 
 import io
@@ -18,7 +18,7 @@ class Package:
 
     name: str
     control: str
-    """What dpkg writes of it into its database."""
+    """What dpkg writes about it into its database."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Tree:
             files.extractall(self.folder, filter="tar")
 
     def resolve(self, path: str) -> list[str]:
-        """All that has to be there for a path to lead to a file: the links on the way, and the file at last."""
+        """Everything that has to be there for a path to lead to a file: the links on the way, and the file itself."""
         parts = path.split("/")
         for length in range(1, len(parts) + 1):
             link = "/".join(parts[:length])

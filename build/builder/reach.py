@@ -1,6 +1,6 @@
 """Which modules a program can reach: follows the imports in its sources, and in the sources of what these import.
 
-It errs on the side of too many: an import in a function that is never called counts, too.
+It errs on the side of too many: an import in a function that is never called counts too.
 """
 
 import ast
@@ -22,7 +22,7 @@ class Imports:
 
 
 def imports(source: bytes, package: str) -> Imports:
-    """Read a module's imports; for relative ones, it has to be known which package it is in."""
+    """Read a module's imports; relative ones need the package it is in."""
     found = Imports()
     _read(ast.parse(source).body, package, True, found)
     return found
@@ -46,7 +46,7 @@ def _read(nodes: Sequence[ast.AST], package: str, needed: bool, found: Imports) 
 
 
 def _never(test: ast.expr) -> bool:
-    """Whether a condition only holds for type checkers, or where the module is run as a script."""
+    """Whether a condition only holds for type checkers, or when the module is run as a script."""
     text = ast.unparse(test)
     return text in ("TYPE_CHECKING", "typing.TYPE_CHECKING") or text.startswith("__name__ == ")
 
@@ -79,7 +79,7 @@ class Search:
     suffixes: Sequence[str]
 
     def find(self, name: str) -> Path | None:
-        """The file of a module; of a namespace package its folder; None for a built-in one and for what is no module."""
+        """The file of a module; of a namespace package its folder; None for a built-in module, and for what is not a module."""
         relative = name.replace(".", "/")
         for folder in self.folders:
             files = [f"{relative}/{PACKAGE}", *(relative + suffix for suffix in (*self.suffixes, ".py"))]

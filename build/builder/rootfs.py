@@ -1,10 +1,10 @@
-"""Puts the image's root file system together: the packed program, what of Debian it can reach, and nothing else.
+"""Puts the image's root file system together: the packed program, the parts of Debian it can reach, and nothing else.
 
     python3.13 rootfs.py --architecture arm64 livenessprobe /rootfs
 
 Makes two folders there, each a layer of the image: `base`, which stays the same for as long as Debian's packages and
-the libraries do, and `program`, which is small. Runs in the image that Dockerfile.distroless builds in; nothing of the
-target's is run, so that may be another machine.
+the libraries do, and `program`, which is small. Runs in the image that Dockerfile.distroless builds in. Nothing of
+the target's is run, so the target may be another machine.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from elftools.elf.elffile import ELFFile
 
 
 class Root:
-    """The file system that is being made."""
+    """The file system in the making."""
 
     def __init__(self, tree: debs.Tree, payload: Path, output: Path, triplet: str) -> None:
         self.tree, self.payload, self.triplet = tree, payload, triplet
@@ -62,7 +62,7 @@ class Root:
         if path in self.tree.owners:
             self._use(path)
         if file.suffix == ".py":
-            # A dataclass without docstring composes one, for which it loads more than all our docstrings take.
+            # A dataclass without a docstring composes one, and loads more for that than all our docstrings take.
             compile_module(file, layer / f"{path}c", f"/{path}", 1 if layer is self.program else 2)
         else:
             copy(file, layer / path)
@@ -88,7 +88,7 @@ class Root:
         self.packages[package.name] = package
 
     def add_program(self, path: str) -> None:
-        """An executable, and all that the dynamic linker loads for it."""
+        """An executable, and everything the dynamic linker loads for it."""
         binary = self.add(path)
         with binary.open("rb") as file:
             self.add(next(ELFFile(file).iter_segments("PT_INTERP")).get_interp_name().lstrip("/"))
@@ -108,7 +108,7 @@ class Root:
                 self.add_libraries(self.add(path))
 
     def add_licences(self) -> None:
-        """The copyright of each package, and the licences that it refers to; they can bring in another package."""
+        """The copyright of each package and the licences it refers to, which can bring in another package."""
         done: set[str] = set()
         while left := sorted(self.packages.keys() - done):
             for name in left:
@@ -158,8 +158,7 @@ def files_below(folder: Path) -> Iterable[str]:
 def compile_module(source: Path, target: Path, name: str, level: int) -> None:
     """Compile a module so that it is never checked against its source, which will not be there.
 
-    At level 1 docstrings stay: a dataclass without one would compose it, for which it needs more modules. At level 2
-    they go.
+    At level 1 docstrings stay: a dataclass without one would compose one, which takes more modules. At level 2 they go.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
@@ -179,7 +178,7 @@ def write(target: Path, text: str) -> None:
 
 
 def settle(output: Path, seconds: int) -> None:
-    """Give everything the same time and nobody write permission that was not given by a package."""
+    """Give everything the same time, and nobody write permission that no package gave."""
     for at, folders, files in os.walk(output):
         for name in [*folders, *files]:
             path = os.path.join(at, name)

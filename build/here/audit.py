@@ -1,6 +1,6 @@
-"""`make audit`: looks the locked packages up in a database of known vulnerabilities; exits 1 where one is found.
+"""`make audit`: looks the locked packages up in a database of known vulnerabilities; exits 1 if one is found.
 
-Where the database cannot be had, that is said in a line, and is no failure: nothing was found, as nothing was looked up.
+If the database cannot be reached, a line says so, and that is not a failure: nothing was found, since nothing was looked up.
 """
 
 import json
@@ -11,12 +11,12 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LOCKS = ("requirements.lock", "requirements-test.lock")
-# Only what pip-audit says of the service: what is wrong with a lock file, or itself, is a failure.
+# Only what pip-audit says about the service: anything wrong with a lock file, or with itself, is a failure.
 UNREACHABLE = re.compile(r"requests\.exceptions\.|pip_audit\._service\.interface\.|Could not connect")
 
 
 def look_up(lock: Path, service: str) -> list[str] | None:
-    """The lines to print, of which the first is a summary; None where the service cannot be had."""
+    """The lines to print, of which the first is a summary; None if the service cannot be reached."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip"),

@@ -2,7 +2,7 @@
 
     python build/here/checker.py bin/check-manifest
 
-It is no part of the program, which would carry a YAML parser for it into every pod.
+It is not part of the program, which would carry a YAML parser into every pod for it.
 """
 
 import sys
@@ -15,7 +15,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "deploy" / "migration"
-# Those of the program that read a command line.
+# The program's modules that read a command line.
 MODULES = ("__init__", "address", "config", "goflags", "quoting")
 MAIN = """\
 import sys
@@ -29,7 +29,7 @@ sys.exit(main())
 
 
 def files() -> Iterator[tuple[str, bytes]]:
-    """Give names and contents, of PyYAML the part that is Python, with its licence."""
+    """Give names and contents; of PyYAML, the part that is Python, with its licence."""
     yield "__main__.py", MAIN.encode()
     for path in CHECK.glob("*.py"):
         yield path.name, path.read_bytes()

@@ -4,8 +4,8 @@
 
 The same sources and packages give the same image, to the byte, whichever of Docker's two builders is at work.
 Leaves the image in the engine and, for `docker load`, in bin/livenessprobe-ARCHITECTURE.tar, with an SPDX document
-that lists its contents beside it. The variable DOCKER names another client than `docker`, BUILD_IMAGE the image to
-build in, SOURCE the address of the sources for the label, where that isn't the clone's origin.
+that lists its contents beside it. The variable DOCKER names a client other than `docker`, BUILD_IMAGE the image to
+build in, SOURCE the address of the sources for the label, if that isn't the clone's origin.
 """
 
 import argparse
@@ -75,11 +75,11 @@ def build_image() -> str:
 
 
 def git(*arguments: str) -> str:
-    """What git says; nothing where this is no clone, or what was asked for is not set."""
+    """What git says; nothing if this is not a clone, or what was asked for is not set."""
     if not (ROOT / ".git").exists():
         return ""
     try:
-        # Whose clone it is does not matter: who builds runs its code anyway.
+        # Whose clone it is does not matter: whoever builds runs its code anyway.
         command = ["git", "-C", str(ROOT), "-c", f"safe.directory={ROOT}", *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def git(*arguments: str) -> str:
 
 
 def build_time() -> int:
-    """Seconds since 1970: the time that everything in the image has, of the last commit unless one is set."""
+    """Seconds since 1970: the time stamp of everything in the image, the last commit's unless one is set."""
     seconds = os.environ.get("SOURCE_DATE_EPOCH") or git("log", "-1", "--format=%ct") or "315532800"
     if not seconds.isdecimal():
         sys.exit(f"livenessprobe: SOURCE_DATE_EPOCH={seconds}: write a number of seconds since 1970")
@@ -98,7 +98,7 @@ def build_time() -> int:
 
 
 def labels(seconds: int) -> dict[str, str]:
-    """What the image says of itself that the Dockerfile cannot know."""
+    """What the image says about itself that the Dockerfile cannot know."""
     changed = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
     revision = git("rev-parse", "HEAD")
     remote = git("config", "--get", "remote.origin.url")
@@ -125,20 +125,20 @@ def run_builder(architecture: str, seconds: int, more_labels: Sequence[str]) -> 
         options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         options += [f"--label={name}={value}" for name, value in labels(seconds).items()]
         options += [f"--label={label}" for label in more_labels]
-        # Not from its cache: the newest packages that there are.
+        # Not from its cache: the newest packages there are.
         options += ["--no-cache", "--force-rm", f"--iidfile={written}", f"--file={DOCKERFILE}"]
         try:
             docker("build", *options, ROOT)
         finally:
-            # The old builder leaves what it built in, half a gigabyte each time.
+            # The old builder leaves behind what it built in, half a gigabyte each time.
             docker("image", "prune", "--force", f"--filter=label={mark}", check=False)
         return written.read_text()
 
 
 def settle(saved: Path, settled: Path, tag: str, architecture: str, seconds: int) -> None:
-    """Rewrite an image that was saved, without what differs between two builds and two builders.
+    """Rewrite a saved image without what differs between two builds and two builders.
 
-    The old builder also takes every image for one of its own machine.
+    The old builder also takes every image for one of its own machine's.
     """
     with tarfile.open(saved) as source, tarfile.open(settled, "w", format=tarfile.GNU_FORMAT) as target:
         [manifest] = json.loads(tars.read(source, "manifest.json"))

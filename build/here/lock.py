@@ -1,6 +1,6 @@
 """Writes the lock files: the newest versions that pyproject.toml allows, with the hashes of all their wheels.
 
-One lock serves every CPython and machine. What this machine configures for pip or uv has no say.
+One lock serves every CPython and machine. This machine's settings for pip or uv have no say.
 """
 
 import subprocess

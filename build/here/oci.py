@@ -1,4 +1,4 @@
-"""Puts images for several machines into one OCI image layout, a tar: all that a registry holds of them, in one file."""
+"""Puts images for several machines into one OCI image layout, a tar: everything a registry holds of them, in one file."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ MEDIA_TYPE = "application/vnd.oci.image"
 
 
 class Layout:
-    """A layout that is being made: https://github.com/opencontainers/image-spec/blob/main/image-layout.md"""
+    """A layout in the making: https://github.com/opencontainers/image-spec/blob/main/image-layout.md"""
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
@@ -31,7 +31,7 @@ class Layout:
         return self.add(kind, _json(document), **more)
 
     def add_image(self, archive: Path) -> dict[str, Any]:
-        """Take in what image.py has built. Its configuration stays as it is, and with that the image's id."""
+        """Take in what image.py has built. Its configuration stays as it is, and so does the image's ID."""
         with tarfile.open(archive) as files:
             [manifest] = json.loads(tars.read(files, "manifest.json"))
             configuration = tars.read(files, manifest["Config"])
@@ -49,7 +49,7 @@ class Layout:
         return self.add_json("manifest.v1+json", content, platform=platform)
 
     def write(self, target: Path, index: Mapping[str, Any]) -> None:
-        """Write the tar, with this blob as what is found first."""
+        """Write the tar, with this blob as the one that is found first."""
         top = {"schemaVersion": 2, "mediaType": f"{MEDIA_TYPE}.index.v1+json", "manifests": [index]}
         files = {"oci-layout": _json({"imageLayoutVersion": "1.0.0"}), "index.json": _json(top)}
         files |= {f"blobs/sha256/{digest}": self.blobs[digest] for digest in sorted(self.blobs)}
@@ -64,7 +64,7 @@ def pack(archives: Sequence[Path], name: str, target: Path) -> None:
     manifests = [layout.add_image(archive) for archive in archives]
     each = [json.loads(layout.blobs[_digest(manifest)])["annotations"].items() for manifest in manifests]
     shared = dict(sorted(set.intersection(*map(set, each))))
-    # A name for podman and skopeo, which want it whole, and one for containerd, which takes the other for a tag.
+    # A name for podman and skopeo, which want it in full, and one for containerd, which would take that for a tag.
     names = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
     index = layout.add_json(
         "index.v1+json", {"manifests": manifests, "annotations": shared}, annotations=names

@@ -10,7 +10,7 @@ PROTO = Path(__file__).parent.parent.parent / "proto"
 
 
 def generate(folder: Path) -> None:
-    """Write the generated code below this folder, at the path that its package has there."""
+    """Write the generated code below this folder, at its package's path."""
     failed = protoc.main(
         [
             "protoc",

@@ -1,4 +1,4 @@
-"""Builds all that a release is into dist/, from nothing, with the checksums of it: docs/release.md says what each file is.
+"""Builds everything in a release into dist/, from scratch, with checksums: docs/release.md says what each file is.
 
     python build/here/release.py quay.io/k8scsi/livenessprobe
 
@@ -46,7 +46,7 @@ def pack(version: str, platform: str, folder: Path) -> Path:
 
 
 def make_image(platform: str, name: str, folder: Path, elsewhere: Path) -> Path:
-    """Build the image for a platform, and list what is in it; return its archive, which is no part of the release."""
+    """Build the image for a platform, and list what is in it; return its archive, which is not part of the release."""
     archive = image.make(platform, name, elsewhere)
     shutil.move(sbom.list_content(archive), folder / contents_name(platform))
     return archive
