@@ -121,7 +121,7 @@ audit: $(tests)  ## look the locked packages up in a database of known vulnerabi
 	@$(python) build/here/audit.py $(ADVISORIES)
 
 clean:  ## remove everything that was built
-	rm -rf .venv .cache bin dist
+	rm -rf .venv .cache bin dist tests/helpers/node/node_modules
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 # Asked each time, which takes a moment: what .venv holds is compared with what it is to hold.

@@ -86,10 +86,9 @@ class Answer:
             return Reply("Internal", "the reply has no message", None)
         if code == 0:
             return Reply("OK", "", bytes(self._body[_PREFIX_BYTES:]))
-        message = trailers.get(b"grpc-message", b"")
-        if b"grpc-status" not in trailers:
-            message = message or b"the answer has no grpc-status"
-        return Reply(code_name(code), _text(_unescaped(message)), None)
+        if b"grpc-status" not in trailers and b"grpc-message" not in trailers:
+            return Reply("Unknown", "the answer has no grpc-status", None)
+        return Reply(code_name(code), _message(trailers), None)
 
 
 def _malformed(fields: Sequence[tuple[bytes, bytes]]) -> str:
@@ -126,6 +125,8 @@ def _not_grpc(values: dict[bytes, bytes], *, ended: bool) -> Reply | None:
             return Reply("Internal", f"an interim answer ({int(status)}) that ends the stream", None)
         return None
     described = "no content-type" if content_type is None else f"content-type {_text(content_type[:999])}"
+    if b"grpc-status" in values:  # some servers forget the content-type in an error
+        described += f", grpc-status {_text(values[b'grpc-status'])}: {_message(values)}"
     return Reply(
         _CODES_OF_HTTP.get(int(status), "Unknown"),
         f"the peer's answer is not gRPC: HTTP status {int(status)}, {described}",
@@ -133,13 +134,14 @@ def _not_grpc(values: dict[bytes, bytes], *, ended: bool) -> Reply | None:
     )
 
 
-def _unescaped(message: bytes) -> bytes:
-    """Decode a grpc-message; a percent sign that escapes nothing stands for itself. Piece by piece, to save memory."""
+def _message(values: dict[bytes, bytes]) -> str:
+    """Decode the grpc-message, if any; a percent sign that escapes nothing stands for itself."""
+    message = values.get(b"grpc-message", b"")
     unescaped, begin = bytearray(), 0
-    for escape in _ESCAPE.finditer(message):
+    for escape in _ESCAPE.finditer(message):  # one by one, to save memory
         unescaped += message[begin : escape.start()] + bytes.fromhex(escape[1].decode())
         begin = escape.end()
-    return bytes(unescaped) + message[begin:]
+    return _text(bytes(unescaped) + message[begin:])
 
 
 def _text(raw: bytes) -> str:

@@ -554,6 +554,15 @@ CASES: dict[str, Case] = {
     "no content-type": bad(
         "Unknown", "HTTP status 200, no content-type", HEADERS_RULE, headers(begin(None)) + BODY + END
     ),
+    "no content-type, but a status": bad(
+        "Unknown",
+        "HTTP status 200, no content-type, grpc-status 12: no such method",
+        HEADERS_RULE,
+        headers(
+            begin(None) + field(b"grpc-status", b"12") + field(b"grpc-message", b"no such%20method"),
+            END_STREAM,
+        ),
+    ),
     **{
         f"HTTP {status}": bad(
             code,
