@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -12,8 +13,10 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import peers
 import program
 import pytest
 from hypothesis import given
@@ -23,7 +26,11 @@ from livenessprobe.log import Handler, JSONFormatter, KlogFormatter
 from livenessprobe.quoting import cut, quote
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from conftest import ProbeFactory
 
 KLOG = re.compile(
     r"(?P<severity>[IWEF])(?P<month>\d\d)(?P<day>\d\d) (?P<clock>\d\d:\d\d:\d\d)\.(?P<micro>\d{6}) "
@@ -341,3 +348,51 @@ def up_to(lines: Iterable[str], word: str) -> Iterator[str]:
         yield line.rstrip("\n")
         if word in line:
             return
+
+
+# ---- a driver's text that differs each time
+
+
+def field(name: bytes, value: bytes) -> bytes:
+    """A header that is in no table of HPACK's (RFC 7541, 6.2.2)."""
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+def fail_ever_otherwise(calls: Iterator[int], connection: socket.socket) -> None:
+    """Answer each call with an error whose text is no UTF-8 and has a number."""
+    with connection.makefile("rb") as stream:
+        stream.read(len(peers.PREFACE))
+        connection.sendall(peers.SETTINGS)
+        while header := stream.read(9):
+            payload = stream.read(int.from_bytes(header[:3], "big"))
+            kind, flags, number = header[3], header[4], int.from_bytes(header[5:], "big")
+            if kind == 4 and not flags & 1:
+                connection.sendall(peers.SETTINGS_ACK)
+            if kind == 6 and not flags & 1:
+                connection.sendall(peers.frame(6, payload, 1))
+            if kind == 1:
+                block = field(b":status", b"200") + field(b"content-type", b"application/grpc")
+                text = b"disk \xff%d" % next(calls)
+                block += field(b"grpc-status", b"13") + field(b"grpc-message", text)
+                connection.sendall(peers.frame(1, block, 5, number))
+
+
+def test_a_text_that_is_no_utf_8_and_always_another_is_news_five_times(
+    probe_factory: ProbeFactory, socket_path: Path
+) -> None:
+    with peers.talking(partial(fail_ever_otherwise, itertools.count(1)), socket_path):
+        probe = probe_factory(f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0")
+        texts = [probe.get().text for _ in range(30)]
+        probe.stop()
+
+    assert len(set(texts)) == 30
+    shown = [
+        found[1]
+        for line in probe.log_lines
+        if (found := re.search(r'driver is not healthy" err="(.*)"$', line))
+    ]
+    assert shown == texts[:5]
+    # Nor does a library speak of it.
+    others = [line for line in probe.log_lines if "not healthy" not in line and "Cannot learn" not in line]
+    assert [re.sub(r'.*\] "(\w+)".*', r"\1", line) for line in others] == ["Serving", "Stopping"]
+    assert all("disk " in text and text.isprintable() for text in texts)
