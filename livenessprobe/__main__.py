@@ -13,6 +13,8 @@ def main() -> NoReturn:
     """Run the program on sys.argv and end the process with its exit code."""
     # Until there are handlers: as PID 1, a signal with the default action would be lost, and elsewhere it would kill.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    # For good: in the background of a terminal (`stty tostop`) a line of the log would stop the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
     _open_standard_descriptors()
     _forget_environment()
     # Not before: these imports take time, and what they import takes notice of the environment.

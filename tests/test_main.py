@@ -600,6 +600,36 @@ def test_streams_that_take_nothing_stop_no_command(
     assert done.returncode == code
 
 
+# As a shell with job control does: starts a command in the background, and tells whether it was stopped.
+BACKGROUND = """
+import fcntl, os, subprocess, sys, termios
+fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+settings = termios.tcgetattr(1)
+settings[3] |= termios.TOSTOP
+termios.tcsetattr(1, termios.TCSANOW, settings)
+job = subprocess.Popen(sys.argv[1:], preexec_fn=os.setpgrp)
+status = os.waitpid(job.pid, os.WUNTRACED)[1]
+job.kill()
+os._exit(99 if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_in_the_background_of_a_terminal_a_line_does_not_stop_it() -> None:
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-c", BACKGROUND, *program.built(), "--health-port=x"]
+    try:
+        code = subprocess.run(
+            command, check=False, cwd=program.ROOT, start_new_session=True, stderr=end, stdout=end, timeout=20
+        ).returncode
+        said = os.read(terminal, 1000)
+    finally:
+        os.close(terminal)
+        os.close(end)
+
+    assert code == 1
+    assert b"bad port" in said
+
+
 def test_what_is_said_last_arrives(probe: program.Probe) -> None:
     probe.stop()
 
