@@ -35,9 +35,10 @@ LEAVE_SECONDS = 2.0
 MOST_CONNECTIONS = 2048
 MOST_HEAD_BYTES = 2 * 1024 * 1024  # of all reading connections together
 MOST_UNDELIVERED_BYTES = 1024 * 1024  # of all leaving connections together, here and in the kernel
+_CONNECTION_BYTES = 4096  # what the kernel needs for one, measured
 _SMALL_ANSWER = 2048  # bytes: what the kernel may keep of a closed connection
 # Bytes that the kernel may keep for a connection each way; it doubles them, for its own book-keeping.
-_SEND_BUFFER, _RECEIVE_BUFFER = 128 * 1024, 8 * 1024
+_SEND_BUFFER, _RECEIVE_BUFFER = 128 * 1024, 2304  # the least: heads are read as they come, and bodies are not
 _GIVE_UP_MILLISECONDS = 5000  # the kernel, to deliver what is left of a closed connection
 _SIOCOUTQ = 0x5411  # of linux/sockios.h; the standard library has no name for it
 _RESERVED_DESCRIPTORS = 48  # for the driver's connections, the log, the interpreter
@@ -374,12 +375,13 @@ class Server:
         size = len(connection.answer[0]) + len(connection.answer[1])
         if connection.sent < size:
             self._watch(connection, selectors.EVENT_WRITE, self._send)
-            self._keep(connection)
+            self._keep(connection, connection.in_kernel())
             return
         connection.answer = _NO_ANSWER
         if connection.unread():
             connection.may_still_send = True
-        if not connection.may_still_send and (size <= _SMALL_ANSWER or not connection.in_kernel()):
+        in_kernel = connection.in_kernel() if size > _SMALL_ANSWER else 0
+        if not connection.may_still_send and not in_kernel:
             self._drop(connection)
             return
         # To close with a body unread would reset the connection, and the client might lose the answer; to close before
@@ -390,7 +392,7 @@ class Server:
             self._watch(connection, 0)
         else:
             self._watch(connection, selectors.EVENT_READ, self._see_end)
-        self._keep(connection)
+        self._keep(connection, in_kernel)
 
     def _see_end(self, connection: Connection) -> None:
         if connection.unread() == b"" and not connection.in_kernel():
@@ -398,8 +400,8 @@ class Server:
         else:  # it sent more, or ended its side before it had the answer
             self._watch(connection, 0)
 
-    def _keep(self, connection: Connection) -> None:
-        self._undelivered.count(connection, connection.in_kernel(), connection.answer[1])
+    def _keep(self, connection: Connection, in_kernel: int) -> None:
+        self._undelivered.count(connection, _CONNECTION_BYTES + in_kernel, connection.answer[1])
         while self._undelivered.bytes > MOST_UNDELIVERED_BYTES and len(self._leaving) > 1:
             self._evict(next(iter(self._leaving)))
 

@@ -420,6 +420,18 @@ def test_answers_that_the_kernel_keeps_count_too(ending: bool) -> None:
         assert sum(whole) < 1.5 * web.MOST_UNDELIVERED_BYTES / len(body)
 
 
+def test_connections_that_stay_after_their_answer_count_too() -> None:
+    """As of clients that have announced a body, and neither send it nor close."""
+    most = web.MOST_UNDELIVERED_BYTES // 4096
+    with serving({"/healthz": ok}, clock=Clock()) as running:
+        clients = []
+        for _ in range(most + 20):
+            clients.append(running.connect(b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n"))
+            assert read_answer(read_all(clients[-1])).status == 404
+        assert running.get() == 200
+        assert [_may_send(client) for client in clients] == [False] * 20 + [True] * most
+
+
 def test_who_ends_its_side_first_gets_all_of_an_answer() -> None:
     body = bytes(range(256)) * 200
     replies: list[Reply] = []
