@@ -16,13 +16,14 @@ import sys
 import tarfile
 import time
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import built_images
 import contents
 import image
+import load
 import peers
 import program
 import pytest
@@ -32,6 +33,7 @@ from fake_driver import FakeDriver
 from image_engine import (
     HARDENED,
     MARK,
+    PORT,
     Container,
     created,
     docker,
@@ -248,6 +250,8 @@ def test_stops_within_a_second(state: str, run: Callable[..., Container], driver
 
 # ---- 32 MiB and less, no swap
 
+STRANGERS = 2000
+
 
 @pytest.mark.parametrize("mebibytes", [32, 28])
 def test_small_memory_and_cold_page_cache(
@@ -321,6 +325,45 @@ def _checks(container: Container, host: str, count: int, clients: int = 1) -> li
 
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         return list(pool.map(ask, range(count)))
+
+
+@pytest.mark.parametrize("mebibytes", [32, 28])
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["announcing a body", "scraping", "waiting for a long error"],
+)
+def test_strangers_who_do_not_read_kill_no_small_container(
+    built: Archive, folder: Path, driver: FakeDriver, mebibytes: int, request_head: bytes
+) -> None:
+    load.allow_descriptors(STRANGERS + 200)
+    limits = [f"--memory={mebibytes}m", f"--memory-swap={mebibytes}m", f"--volume={folder}:/csi:ro"]
+    flags = [ADDRESS, f"--http-endpoint=:{PORT}", "--probe-timeout=20s"]
+    with created(*HARDENED, *limits, built.tag, *flags) as container:
+        container.start()
+        container.wait_until_healthy()
+        host = container.address
+        for _ in range(3):
+            driver.set("hang" if b"healthz" in request_head else "unset")
+            with ExitStack() as strangers:
+                for _ in range(STRANGERS):
+                    client = strangers.enter_context(socket.socket())
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                    client.connect((host, PORT))
+                    with suppress(ConnectionError):  # evicted, as it is one of too many
+                        client.sendall(request_head)
+                if b"healthz" in request_head:
+                    driver.set("error", message="\x01" * 5000)
+                container.get(host=host)
+        driver.set("unset")
+        assert container.get(host=host).status == 200
+        assert container.memory()["kills"] == 0
+        container.stop()
+        assert container.exit_code == 0
 
 
 def test_too_little_memory_is_noticed(built: Archive, folder: Path, driver: FakeDriver) -> None:
