@@ -21,12 +21,12 @@ from typing import IO
 
 import stage
 
-# What takes longer is no answer any more.
+# Anything slower does not count as an answer.
 PATIENCE = 20.0
 
 
 class EndedError(Exception):
-    """The program has ended by itself, so that the play cannot go on."""
+    """The program has ended by itself, so the play cannot go on."""
 
 
 class Demo:
@@ -61,7 +61,7 @@ class Demo:
     def get(self, path: str, status: int, body: str) -> None:
         """One request, whose answer must have this status and match this pattern.
 
-        Its time is shown and not judged: on a machine with other work it would tell of that.
+        Its time is shown, not judged: on a busy machine it would say more about the machine.
         """
         try:
             got = stage.get(self._address, path)
@@ -121,7 +121,7 @@ class Demo:
             self._logged.notify_all()
 
     def _must_serve(self) -> None:
-        """Tells what it said where it has ended."""
+        """Tells what it said, if it has ended."""
         assert self._serving
         if self._log_ended or self._serving.poll() is not None:
             code = self._serving.wait(PATIENCE)

@@ -2,7 +2,7 @@
 
     python examples/driver.py --socket /tmp/csi.sock --name example.csi.k8s.io
 
-It behaves as the file /tmp/csi.sock.state says, which is read anew for each call of Probe:
+It behaves as the file /tmp/csi.sock.state says, which is read again for each call of Probe:
 
     echo ready > /tmp/csi.sock.state                healthy, as without the file
     echo not-ready > /tmp/csi.sock.state            alive, and still initializing
@@ -43,7 +43,7 @@ def main() -> None:
 
     def probe(_request: bytes, context: grpc.ServicerContext) -> bytes:
         while (told := (state.read_text() if state.exists() else "").strip() or "ready") == "hang":
-            if not context.is_active():  # the caller has given up, or we are to end
+            if not context.is_active():  # the caller has given up, or we have to end
                 return READY
             time.sleep(0.05)
         word, _, message = told.partition(" ")
@@ -60,7 +60,7 @@ def main() -> None:
         "GetPluginInfo": grpc.unary_unary_rpc_method_handler(get_plugin_info),
         "Probe": grpc.unary_unary_rpc_method_handler(probe),
     }
-    # Blocked before gRPC has threads, which would else take the signals from sigwait.
+    # Blocked before gRPC has threads, which would otherwise take the signals from sigwait.
     ends = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     server = grpc.server(ThreadPoolExecutor())

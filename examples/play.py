@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 PATHS = ("/healthz", "/livez", "/readyz")
 PERIOD = 0.5  # seconds between two rounds of requests
-# By key: what the driver is then, and what it is told; nothing where it is killed.
+# By key: what the driver is then, and what it is told; nothing if it is killed.
 STATES = {
     "h": ("healthy", "ready"),
     "n": ("not ready", "not-ready"),
@@ -48,7 +48,7 @@ KEYS = "h healthy   n not ready   f failing   u hung   g gone   q quit"
 
 
 class Play:
-    """The driver, the program, and what it answered last; two threads ask and read its log, `changes` guards what they see."""
+    """The driver, the program, and what it answered last; two threads ask it and read its log, `changes` guards what they see."""
 
     def __init__(self, program: str, folder: Path, ends: contextlib.ExitStack) -> None:
         self.changes = threading.Condition()
@@ -140,7 +140,7 @@ class Play:
 
 
 def screen(play: Play) -> Panel:
-    """What is to be seen now."""
+    """What to show now."""
     table = Table.grid(padding=(0, 2))
     with play.changes:
         for path, answer in play.answers.items():
@@ -157,7 +157,7 @@ def screen(play: Play) -> Panel:
 
 @contextlib.contextmanager
 def keys_at_once() -> Iterator[None]:
-    """Have the terminal give each key as it is pressed, and not show it; at the end it is as it was."""
+    """Have the terminal pass on each key as it is pressed, without showing it; afterwards it is as it was."""
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)

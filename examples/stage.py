@@ -1,4 +1,4 @@
-"""What the demo and the play share: the example driver, started, told and killed, and a request to the probe."""
+"""What demo and play share: the example driver, started, told and killed, and a request to the probe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Driver:
         return self._process is not None
 
     def start(self) -> None:
-        """Returns when it listens."""
+        """Returns once it listens."""
         command = [sys.executable, str(DRIVER), "--socket", str(self.socket)]
         # In a session of its own: what is typed at the terminal, such as ^C, is for us.
         self._process = subprocess.Popen(

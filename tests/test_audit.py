@@ -93,7 +93,7 @@ def test_without_the_database_that_is_said_and_nothing_fails(status: int) -> Non
         done = run(service)
     assert done.returncode == 0
     assert done.stdout == (
-        f"audit: NOT AUDITED, requirements.lock and what follows: {service} cannot be had from here\n"
+        f"audit: NOT AUDITED, requirements.lock and what follows: {service} cannot be reached from here\n"
     )
 
 

@@ -228,7 +228,7 @@ def findings_of(kind: Kind, found: list[Finding]) -> list[str]:
 
 RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
     "nothing": ({}, None),
-    "a shell": ({COMMAND: ["/bin/sh", "-c"], ARGS: [A]}, (Kind.BREAKS, "no /bin/sh, nor another shell")),
+    "a shell": ({COMMAND: ["/bin/sh", "-c"], ARGS: [A]}, (Kind.BREAKS, "no /bin/sh and no other shell")),
     "another program": ({COMMAND: ["/usr/bin/csi-probe"]}, (Kind.BREAKS, "in the image the program is /livenessprobe")),
     "its program": ({COMMAND: [PROGRAM, A], ARGS: []}, None),
     "its program, copied": (
@@ -284,7 +284,7 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
     "a path with a query": ({HTTP_GET + ".path": "/healthz?verbose"}, None),
     "a path with a slash too many": ({HTTP_GET + ".path": "/healthz/"}, (Kind.BREAKS, "asks /healthz/, which is 404")),
     "a path with two slashes": ({HTTP_GET + ".path": "//healthz"}, (Kind.BREAKS, "asks //healthz, sent as /, which is 404")),
-    "a path that is none": ({HTTP_GET + ".path": "healthz:1"}, (Kind.BREAKS, "which the kubelet takes for no path")),
+    "a path that is none": ({HTTP_GET + ".path": "healthz:1"}, (Kind.BREAKS, "which is not a path to the kubelet")),
     "no path": ({HTTP_GET + ".path": ""}, (Kind.BREAKS, "asks /, which is 404")),
     "a query for metrics": ({ARGS: BOTH, OWN + "readinessProbe": {"httpGet": {"path": "metrics?a", "port": 9808}}}, None),
     "https": ({HTTP_GET + ".scheme": "HTTPS"}, (Kind.BREAKS, "plain HTTP")),
@@ -355,7 +355,7 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
     ),
     "not a socket": ({ARGS: ["--csi-address=dns:///driver:10000"]}, None),
     "too little memory": ({LIMIT: "20Mi"}, (Kind.BREAKS, "memory limit of 20Mi")),
-    "little memory": ({LIMIT: "40000k"}, (Kind.ADVICE, "38.147Mi is enough")),
+    "little memory": ({LIMIT: "40000k"}, (Kind.ADVICE, "38.147Mi is just enough")),
     "memory without limit": ({"spec.containers.1.resources": {}}, None),
     "memory with the limit 0, which is none": ({LIMIT: 0}, None),
     "memory with a sign": ({LIMIT: "+1Gi"}, None),
@@ -404,7 +404,7 @@ NOT_READY = (
     "/healthz was 200 for a driver that is not ready, and is 500, which restarts it; /livez keeps 200",
 )
 CUT = (Kind.CHANGES, "/healthz cut the connection for a driver that is not ready, and is 500; /livez is 200")
-ONE_SECOND = (Kind.CHANGES, "--probe-timeout was 1s where it was not given, and is 3s")
+ONE_SECOND = (Kind.CHANGES, "the default of --probe-timeout was 1s, and is 3s")
 NO_EFFECT = (Kind.CHANGES, "--connection-timeout had no effect; now a check waits so long for the socket")
 
 
@@ -441,7 +441,7 @@ def test_a_tag_that_is_no_release_is_unknown(tag: str) -> None:
     found = found_in({IMAGE: f"registry.example/ose-csi-livenessprobe:{tag}"})
 
     [text] = findings_of(Kind.UNKNOWN, found)
-    assert text.startswith(".".join(re.findall("v?[0-9]+", tag)[:2]) + " is no release of upstream's")
+    assert text.startswith(".".join(re.findall("v?[0-9]+", tag)[:2]) + " is not one of upstream's releases")
     assert {each.kind for each in found} == {Kind.ACCEPTED, Kind.UNKNOWN, Kind.SERVES}
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     for name in LOCKS:
         lines = look_up(HERE / name, service)
         if lines is None:
-            print(f"audit: NOT AUDITED, {name} and what follows: {service} cannot be had from here")
+            print(f"audit: NOT AUDITED, {name} and what follows: {service} cannot be reached from here")
             break
         print("\n".join(lines))
         found = found or len(lines) > 1

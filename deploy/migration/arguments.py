@@ -1,4 +1,4 @@
-"""A sidecar's arguments: how the program reads them, and what the kubelet hands over otherwise than it was meant."""
+"""A sidecar's arguments: how the program reads them, and what the kubelet passes on otherwise than intended."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def given(container: Container) -> set[str]:
 
 
 def unknown(container: Container) -> set[str]:
-    """Name the flags whose values are elsewhere; all flags, where an unknown argument does not say its flag."""
+    """Name the flags whose values are elsewhere; all flags, if an unknown argument does not say which it is."""
     names = {re.split("[= ]", written.lstrip("-"))[0] for written in container.unknown}
     known = {flag.name for flag in config.FLAGS}
     return known if names - known else names
 
 
 def served(container: Container) -> list[Endpoint]:
-    """Where a container listens while the pod runs, as far as it can be known."""
+    """Where a container listens while the pod runs, as far as that can be known."""
     accepted = parse(container)
     if isinstance(accepted, Finding) or accepted.once or accepted.version or container.must_end:
         return []
@@ -62,11 +62,11 @@ def served(container: Container) -> list[Endpoint]:
 
 
 def written(container: Container) -> Iterator[Finding]:
-    """Judge how the arguments are written: a value may be accepted and not be the one that was meant."""
+    """Judge how the arguments are written: a value may be accepted though it is not the one that was meant."""
     for argument in container.unknown:
         yield Finding(
             Kind.UNKNOWN,
-            f"{argument}: the variable's value is not in this file; not checked, nor what depends on it",
+            f"{argument}: the variable's value is not in this file; not checked, and neither is what depends on it",
         )
     for argument, variable in container.undefined:
         text = f"{argument}: the container has no variable {variable}, so the text stays as it is"

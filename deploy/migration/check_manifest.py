@@ -3,7 +3,7 @@
     python bin/check-manifest [--image IMAGE] FILE...        (-: standard input)
 
 The arguments are read by livenessprobe.config itself, so the check and the program never disagree.
-Exit code 0: nothing would break; 1: something would; 2: a file cannot be read, or is no manifest.
+Exit code 0: nothing would break; 1: something would; 2: a file cannot be read, or is not a manifest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IMAGE = "registry.example/csi/livenessprobe:0.1.0"
 
 
 def report(pod: Pod, container: Container, image: str) -> tuple[list[str], bool]:
-    """Return what is to be said of one container, and whether something would break."""
+    """Return what there is to say about one container, and whether something would break."""
     findings: list[Finding] = list(check(pod, container))
     lines = [f"{pod.name}, container {container.name}"]
     lines += [f"  {finding.kind.value:9} {finding.text}" for finding in findings]
@@ -41,7 +41,7 @@ def report(pod: Pod, container: Container, image: str) -> tuple[list[str], bool]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the files; return the exit code."""
-    # As other tools end where the reader, such as `head`, has seen enough.
+    # End as other tools do once the reader, such as `head`, has seen enough.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     parser = argparse.ArgumentParser(
         prog="check-manifest", description="What would change where this livenessprobe takes over?"
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print(lines: Sequence[str]) -> None:
-    # What a manifest holds may be meant for the terminal.
+    # What a manifest contains may be aimed at the terminal.
     print(*map(printable, lines), sep="\n", end="\n\n")
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class _Expanded(NamedTuple):
-    """A text with its variables replaced; None where one is elsewhere. And those that there are not."""
+    """A text with its variables replaced, None if one is elsewhere; and the variables that do not exist."""
 
     text: str | None
     undefined: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Environment:
         return tuple(known), tuple(unknown), tuple(undefined)
 
     def _replace(self, text: str) -> _Expanded:
-        """Replace variables as the kubelet does: `$$` is a dollar, what is not defined stays."""
+        """Replace variables as the kubelet does: `$$` is a dollar, an undefined one stays."""
         elsewhere, undefined = False, list[str]()
 
         def value(found: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""What is said of a sidecar: one line of the report."""
+"""What there is to say about a sidecar: one line of the report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Kind(enum.Enum):
-    """What a finding means for who deploys; REFUSED and BREAKS have to be dealt with first."""
+    """What a finding means to whoever deploys; REFUSED and BREAKS have to be dealt with first."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
@@ -21,7 +21,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A line, whose text may hold anything that a manifest does: it is escaped where it is printed."""
+    """A line, whose text may contain anything that a manifest does: it is escaped when it is printed."""
 
     kind: Kind
     text: str

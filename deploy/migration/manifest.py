@@ -1,6 +1,6 @@
 """The pods in Kubernetes manifests that have a liveness sidecar, as far as it is concerned.
 
-A file is often all of a cluster: so nothing in it is an error but what is read of a pod with a livenessprobe.
+A file is often a whole cluster, so nothing in it is an error except in what is read of a pod with a livenessprobe.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Where the pod's spec is, in kinds that do not have it at spec.template.spec.
 _SPEC_AT = {"Pod": "spec", "PodTemplate": "template.spec", "CronJob": "spec.jobTemplate.spec.template.spec"}
-# By the last part of its name, which others who build it lengthen: ose-csi-livenessprobe-rhel9. An image that is still a
-# template may be anything: to read it says so.
+# By the last part of its name, to which others who build it add: ose-csi-livenessprobe-rhel9. An image that is still a
+# template may be anything: reading it says so.
 _BY_IMAGE = re.compile(r"liveness-?probe[^/:@]*([:@][^/]*)?$|\{\{")
 _BY_NAME = re.compile(r"liveness-?probe")
 _BY_PROGRAM = re.compile(r"(^|[/\\])livenessprobe(\.exe)?$")
@@ -35,7 +35,7 @@ class HTTPProbe:
     container: str
     path: str
     port: int | None
-    """None where port_name is not one of the container's ports."""
+    """None if port_name is not one of the container's ports."""
     port_name: str
     host: str
     """Empty for the pod's address."""
@@ -57,14 +57,14 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A container beside a livenessprobe that is none itself, and runs while the pod does."""
+    """A container beside a livenessprobe that is not one itself, and runs as long as the pod does."""
 
     name: str
     words: tuple[str, ...]
     """Of its command and arguments, and the values of its variables."""
     mounts: tuple[Mount, ...]
     client: bool
-    """Whether it calls the driver, as the other sidecars do, and so is not the driver."""
+    """Whether it calls the driver, as other sidecars do, and so is not the driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ class Container:
     undefined: tuple[tuple[str, str], ...]
     """Arguments, and the variable in each that the container does not have."""
     must_end: bool
-    """Whether the pod waits for its end: an init container that is no native sidecar."""
+    """Whether the pod waits for its end: an init container that is not a native sidecar."""
     mounts: tuple[Mount, ...]
     memory_request: float | None
-    """Bytes; None for 0 too, which bounds nothing."""
+    """Bytes; None for 0 too, which limits nothing."""
     memory_limit: float | None
     user: int | None
     non_root: bool
@@ -100,13 +100,13 @@ class Pod:
     name: str
     """With the kind that it stands in: `DaemonSet csi-node`."""
     lookalikes: tuple[str, ...]
-    """The names of the containers that may be a livenessprobe, and cannot be told."""
+    """The names of the containers that might be a livenessprobe, or might not."""
     containers: tuple[Container, ...] = ()
-    """Those that run a livenessprobe, in the order of their start. Where there is none, nothing below is read."""
+    """Those that run a livenessprobe, in the order of their start. If there is none, nothing below is read."""
     neighbours: tuple[Neighbour, ...] = ()
     probes: tuple[HTTPProbe, ...] = ()
     volumes: Mapping[str, str] = field(default_factory=dict)
-    """The path on the node by the volume's name; empty for all that is no folder of the node."""
+    """The path on the node by the volume's name; empty for anything that is not a folder of the node."""
     host_network: bool = False
     windows: bool = False
 
@@ -126,7 +126,7 @@ def pods(text: str) -> list[Pod]:
 
 
 def _pod(found: Node, kind: str) -> Pod | None:
-    """Read the pod of an object, of this kind where it says none; None where there is no livenessprobe in it."""
+    """Read the pod of an object, of this kind if it names none; None if there is no livenessprobe in it."""
     try:
         kind = found["kind"].text() or kind
         spec = found.at(_SPEC_AT.get(kind, "spec.template.spec"))
@@ -170,7 +170,7 @@ def _is_sidecar(container: Node) -> bool:
 
 
 def _looks_like_one(container: Node) -> bool:
-    """Whether a name, an image or two flags make one think of a livenessprobe."""
+    """Whether a name, an image or two flags suggest a livenessprobe."""
     names = [word.rpartition("/")[2] for key in ("image", "name") for word in container[key].words()]
     given = " ".join([*container["command"].words(), *container["args"].words()])
     return any(map(_ALIKE.search, names)) or ("-csi-address" in given and "-probe-timeout" in given)

@@ -22,7 +22,7 @@ _LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[?::1\]?", re.IGNORECASE)
 
 
 def sent(path: str) -> str:
-    """Say what the kubelet makes of a probe's path, by Go's net/url: what it requests; empty where it cannot."""
+    """Say what the kubelet makes of a probe's path, by Go's net/url: what it requests; empty if it cannot."""
     if re.search(r"[\x00-\x1f\x7f]", path):
         return quote("/" + path.removeprefix("/"))
     rest, scheme = re.split("[?#]", path, maxsplit=1)[0], ""
@@ -30,7 +30,7 @@ def sent(path: str) -> str:
         scheme, rest = named[1], rest[named.end() :]
         if not rest.startswith("/"):
             return ""
-    # Two slashes begin a host, which the pod's address takes the place of.
+    # Two slashes begin a host, which the pod's address replaces.
     if rest.startswith("//") and (scheme or not rest.startswith("///")):
         rest = "/" + rest[2:].partition("/")[2]
     return quote("/" + rest.removeprefix("/"), safe="/%:@!$&'()*+,;=~")
@@ -56,7 +56,7 @@ def probes(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding
 
 
 def _unheard(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding]:
-    """Find the probes that were to hear the verdict and do not."""
+    """Find the probes that were meant to hear the verdict and do not."""
     heard = any(not _measures(probe, accepted) for probe in reaching(accepted, pod))
     others = [each for each in pod.containers if each is not container]
     asking = [
@@ -86,9 +86,9 @@ def _may_serve(container: Container, probe: HTTPProbe) -> bool:
 
 
 def _asks_another(probe: HTTPProbe, pod: Pod) -> bool:
-    """Whether a probe asks for the health of a container that is no livenessprobe, such as the registrar's port 9809.
+    """Whether a probe asks for the health of a container that is not a livenessprobe, such as the registrar's port 9809.
 
-    Those have a /healthz of their own: a container that is a client of the driver as this is, or whose arguments or
+    Those have a /healthz of their own: a container that is a client of the driver, as this one is, or whose arguments or
     variables name the port.
     """
     port = re.compile(rf"(?<![0-9.]){probe.port}(?![0-9.])")
@@ -110,7 +110,7 @@ def _request(probe: HTTPProbe, accepted: Config, pod: Pod) -> Iterator[Finding]:
         yield Finding(Kind.BREAKS, f"{probe} asks over {probe.scheme}, this serves plain HTTP")
     if not sent(probe.path):
         yield Finding(
-            Kind.BREAKS, f"{probe} asks {probe.path}, which the kubelet takes for no path: write /healthz"
+            Kind.BREAKS, f"{probe} asks {probe.path}, which is not a path to the kubelet: write /healthz"
         )
     elif not reaches(probe, *HEALTH_PATHS) and not _measures(probe, accepted):
         asked = sent(probe.path)

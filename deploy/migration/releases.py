@@ -1,4 +1,4 @@
-"""What upstream's releases did otherwise, by the tag of a sidecar's image."""
+"""What upstream's releases did differently, by the tag of a sidecar's image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TAG = re.compile(r"liveness-?probe[^/:@]*:v([0-9]{1,9})\.([0-9]{1,9})[^/:@]*(@[^/]*)?$")
 RELEASES = frozenset([(0, 2), (0, 3), (0, 4), (1, 0), (1, 1), *((2, minor) for minor in range(21))])
-"""Major and minor version. Others who build it number it in their own way: v4.12 is a release of OpenShift's."""
+"""Major and minor version. Others who build it have numbers of their own: v4.12 is a release of OpenShift's."""
 
 
 def origin(accepted: Config, container: Container) -> Iterator[Finding]:
@@ -28,7 +28,7 @@ def origin(accepted: Config, container: Container) -> Iterator[Finding]:
     release, elsewhere, flags = (int(tag[1]), int(tag[2])), unknown(container), given(container)
     if release not in RELEASES:
         named = f"v{tag[1]}.{tag[2]}"
-        yield Finding(Kind.UNKNOWN, f"{named} is no release of upstream's: what it did is not compared")
+        yield Finding(Kind.UNKNOWN, f"{named} is not one of upstream's releases: what it did is not compared")
         return
     if release < (1, 0):
         yield Finding(
@@ -41,7 +41,7 @@ def origin(accepted: Config, container: Container) -> Iterator[Finding]:
             f"now it takes --probe-timeout, {accepted.probe_timeout:g}s, at most",
         )
     elif (1, 1) <= release < (2, 17) and "probe-timeout" not in flags:
-        yield Finding(Kind.CHANGES, "--probe-timeout was 1s where it was not given, and is 3s")
+        yield Finding(Kind.CHANGES, "the default of --probe-timeout was 1s, and is 3s")
     if release == (1, 1) and "connection-timeout" in flags:
         yield Finding(
             Kind.CHANGES, "--connection-timeout had no effect; now a check waits so long for the socket"

@@ -36,14 +36,15 @@ def check(pod: Pod, container: Container) -> Iterator[Finding]:
         )
     elif program.rpartition("/")[2] in _SHELLS:
         yield Finding(
-            Kind.BREAKS, f"command: the image has no {program}, nor another shell: give the flags as args"
+            Kind.BREAKS, f"command: the image has no {program} and no other shell: give the flags as args"
         )
         return
     elif program != PROGRAM:
         yield Finding(Kind.BREAKS, f"command: in the image the program is {PROGRAM}, not {program}")
     elif container.command and not re.search("liveness-?probe", container.image):
         yield Finding(
-            Kind.CHANGES, "the program is copied into an image of your own: take the one below, or see README"
+            Kind.CHANGES,
+            "the program is copied into an image of your own: take the one below, or see docs/hosts.md",
         )
     yield from written(container)
     accepted = parse(container)
@@ -56,7 +57,7 @@ def check(pod: Pod, container: Container) -> Iterator[Finding]:
 
 
 def _flags(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding]:
-    """Judge the flags' values, but none by the default of a flag whose value is elsewhere."""
+    """Judge the flags' values, but never by the default of a flag whose value is elsewhere."""
     elsewhere = unknown(container)
     line = " ".join(arguments(container)) or "no arguments"
     yield Finding(Kind.ACCEPTED, f"{line} (without the unknown)" if elsewhere else line)
@@ -139,7 +140,7 @@ def _socket(socket: PurePosixPath, pod: Pod, container: Container) -> Iterator[F
 
 
 def _place(socket: PurePosixPath, mount: Mount, pod: Pod) -> PurePosixPath | None:
-    """Where on the node the socket is; None in a volume that is the pod's own."""
+    """Where on the node the socket is; None in a volume of the pod's own."""
     folder = pod.volumes[mount.volume]
     return PurePosixPath(folder) / socket.relative_to(mount.path) if folder else None
 
@@ -167,9 +168,7 @@ def _memory(container: Container) -> Iterator[Finding]:
         text = f"a memory limit of {limit / 2**20:g}Mi: it would read its own files again and again: {advice}"
         yield Finding(Kind.BREAKS, text)
     elif limit is not None and limit < ADVISED_MEMORY * 2**20:
-        yield Finding(
-            Kind.ADVICE, f"a memory limit of {limit / 2**20:g}Mi is enough, without reserve: {advice}"
-        )
+        yield Finding(Kind.ADVICE, f"a memory limit of {limit / 2**20:g}Mi is just enough: {advice}")
     elif request is not None and request < LEAST_MEMORY * 2**20:
         yield Finding(Kind.ADVICE, f"memory: it uses more than the {request / 2**20:g}Mi requested: {advice}")
 
@@ -180,7 +179,7 @@ def _security(container: Container) -> Iterator[Finding]:
             Kind.BREAKS, "runAsNonRoot, but the user is root, the image's too: the kubelet does not start it"
         )
     elif container.user:
-        text = f"it runs as uid {container.user}: the driver's socket has to be writable for that user"
+        text = f"it runs as uid {container.user}: that user must be able to write to the driver's socket"
         yield Finding(Kind.ADVICE, text)
     if container.privileged:
         yield Finding(

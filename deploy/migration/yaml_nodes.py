@@ -1,4 +1,4 @@
-"""YAML whose values know their place in it, for errors that name it; knows nothing of Kubernetes but quantities."""
+"""YAML whose values know their place in it, for errors that name it; of Kubernetes it knows only quantities."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Node:
         return [Node(value, f"{self.place}[{number}]") for number, value in enumerate(values)]
 
     def words(self) -> list[str]:
-        """Look for text, alone or in a list; what else is here is nobody's error."""
+        """Look for text, alone or in a list; anything else here is nobody's error."""
         values = self.value if isinstance(self.value, list) else [self.value]
         return [value for value in values if isinstance(value, str)]
 
@@ -74,7 +74,7 @@ class Node:
         return float(found[1]) * _UNITS[found[2]]
 
     def _typed(self, kind: type, what: str) -> Any:
-        # To Python true is a number.
+        # To Python, true is a number.
         if self.value is None or (
             isinstance(self.value, kind) and (kind is bool) == (type(self.value) is bool)
         ):
@@ -95,7 +95,7 @@ def documents(text: str) -> list[Node]:
     try:
         values = yaml.load_all(text, _Loader)
         return [Node(value, "") for value in values if value is not None]
-    # ValueError and LookupError are of tags such as `!!int a`.
+    # ValueError and LookupError come from tags such as `!!int a`.
     except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         line = f"line {mark.line + 1}: " if mark else ""
