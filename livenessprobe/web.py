@@ -13,6 +13,7 @@ It is one file of more than 250 lines, as each of its states and limits touches 
 import errno
 import fcntl
 import logging
+import os
 import resource
 import selectors
 import socket
@@ -25,6 +26,7 @@ from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import HTTPServer
+from io import FileIO
 from socketserver import TCPServer
 
 from livenessprobe import resolving
@@ -42,6 +44,7 @@ _SEND_BUFFER, _RECEIVE_BUFFER = 128 * 1024, 2304  # the least: heads are read as
 _GIVE_UP_MILLISECONDS = 5000  # the kernel, to deliver what is left of a closed connection
 _SIOCOUTQ = 0x5411  # of linux/sockios.h; the standard library has no name for it
 _RESERVED_DESCRIPTORS = 48  # for the driver's connections, the log, the interpreter
+_LEAST_DESCRIPTORS = 1024
 _ACCEPTS_A_TURN = 64  # then the connections that are open have their turn
 _FULL_PAUSE_SECONDS = 0.1
 _EXHAUSTION_PAUSE_SECONDS = 0.5
@@ -84,7 +87,8 @@ class Listener(HTTPServer):
             (socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER),
             (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GIVE_UP_MILLISECONDS),
         ):
-            self.socket.setsockopt(level, option, value)
+            with suppress(OSError):  # where that is denied, it does without
+                self.socket.setsockopt(level, option, value)
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)
@@ -136,7 +140,9 @@ class Connection:
 
     def in_kernel(self) -> int:
         """Return how many bytes of the answer the kernel keeps, as the client has not acknowledged them."""
-        return int.from_bytes(fcntl.ioctl(self.client, _SIOCOUTQ, bytes(4)), sys.byteorder)
+        with suppress(OSError):
+            return int.from_bytes(fcntl.ioctl(self.client, _SIOCOUTQ, bytes(4)), sys.byteorder)
+        return 0  # it does not say
 
 
 _NOTHING = (0, b"")
@@ -178,10 +184,11 @@ class Server:
         self._listeners, self._clock = listeners, clock
         self._most = max(8, min(most, _descriptors(most + _RESERVED_DESCRIPTORS) - _RESERVED_DESCRIPTORS))
         self._selector = selectors.DefaultSelector()
-        self.wake_up, self._woken = socket.socketpair()
-        """What is written into it ends a wait: for signal.set_wakeup_fd()."""
-        self.wake_up.setblocking(False)
-        self._woken.setblocking(False)
+        ends = os.pipe()
+        for end in ends:
+            os.set_blocking(end, False)
+        self._woken, self.wake_up = FileIO(ends[0], "r"), FileIO(ends[1], "w")
+        """What is written into wake_up ends a wait: for signal.set_wakeup_fd()."""
         # Dicts as ordered sets; the deadlines within one grow, so the first is the next to expire.
         self._reading: dict[Connection, None] = {}
         self._leaving: dict[Connection, None] = {}
@@ -247,12 +254,11 @@ class Server:
             self._resume_accepting()
 
     def _wake(self) -> None:
-        with suppress(OSError):  # full: awake already; closed: nobody left to wake
-            self.wake_up.send(b"\0")
+        with suppress(ValueError):  # closed: nobody left to wake; full: awake already
+            self.wake_up.write(b"\0")
 
     def _clear_wake_ups(self) -> None:
-        with suppress(BlockingIOError):
-            self._woken.recv(4096)
+        self._woken.read(4096)
 
     def _accept(self, listener: Listener) -> None:
         for _ in range(_ACCEPTS_A_TURN):
@@ -435,8 +441,12 @@ class Server:
 
 def _descriptors(wanted: int) -> int:
     """Raise our limit of descriptors to what is wanted, or as far as we may: most systems begin low; return it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except OSError:  # denied: the least that a process gets anywhere
+        return _LEAST_DESCRIPTORS
     if soft < wanted:
-        soft = min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+            return min(wanted, hard)
     return soft

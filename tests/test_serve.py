@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -16,12 +17,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import load
 import peers
 import program
 import pytest
+from denying import denying
 from fake_driver import CODES, FakeDriver
 from test_exchange import FINE, MALFORMED, NO_HTTP1, read_answer
 
@@ -579,32 +581,49 @@ def _questions(probe: program.Probe) -> int:
     return 0
 
 
-# Runs a command with a system call filter: for it, the kernel has no IPv6.
-NO_IPV6 = """
-import ctypes, errno, os, platform, socket, struct, sys
-number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
-code = (
-    (0x20, 0, 0, 0),  # the system call's number
-    (0x15, 0, 3, number),  # socket(), or else allowed
-    (0x20, 0, 0, 16),  # its first argument
-    (0x15, 0, 1, socket.AF_INET6),  # or else allowed
-    (0x06, 0, 0, 0x00050000 | errno.EAFNOSUPPORT),
-    (0x06, 0, 0, 0x7FFF0000),
-)
-code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
-prctl = ctypes.CDLL(None).prctl
-assert prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
-assert prctl(22, 2, struct.pack("HP", 6, ctypes.addressof(code))) == 0  # PR_SET_SECCOMP
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
-
-
 @BOTH
 def test_where_ipv6_is_off_it_listens_on_ipv4(driver: FakeDriver, command: Sequence[str]) -> None:
     args = [f"--csi-address={driver.target}", "--http-endpoint=:0"]
-    with program.Probe(args, command=[sys.executable, "-c", NO_IPV6, *command]) as probe:
+    no_ipv6 = denying("socket", errno.EAFNOSUPPORT, argument=0, value=socket.AF_INET6)
+    with program.Probe(args, command=[*no_ipv6, *command]) as probe:
         assert probe.addresses[0].startswith("0.0.0.0:")
         assert probe.get().status == 200
+
+
+@BOTH
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
+@pytest.mark.parametrize(
+    "denied",
+    [
+        {"call": "epoll_create1"},
+        {"call": "eventfd2"},
+        {"call": "prlimit64"},
+        {"call": "socketpair"},
+        # Buffers' sizes, and what the kernel keeps of an answer.
+        {"call": "setsockopt", "argument": 2, "value": socket.SO_SNDBUF},
+        {"call": "setsockopt", "argument": 2, "value": socket.TCP_USER_TIMEOUT},
+        {"call": "ioctl", "argument": 1, "value": 0x5411},
+    ],
+    ids=["epoll", "eventfd", "limits", "socketpair", "SO_SNDBUF", "TCP_USER_TIMEOUT", "SIOCOUTQ"],
+)
+def test_it_serves_without_what_is_only_nice_to_have(
+    driver: FakeDriver, command: Sequence[str], denied: dict[str, Any], error: int
+) -> None:
+    args = [f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0"]
+    with program.Probe(args, command=[*denying(**denied, error=error), *command]) as probe:
+        for _ in range(3):
+            assert probe.get().text == "ok"
+            assert probe.get("/metrics").status == 200
+            assert probe.get("/healthz", "POST", {"Content-Length": "5"}).status == 405
+        assert probe.stop() == 0
+        assert [line for line in probe.log_lines if line.startswith(("W", "E", "F"))] == []
+
+
+def test_where_no_connection_may_be_accepted_it_says_so(driver: FakeDriver) -> None:
+    args = [f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0"]
+    with program.Probe(args, command=[*denying("accept4"), *program.built()]) as probe, probe.connect():
+        probe.wait_for_log('"Cannot accept connections" err="Operation not permitted"')
+        assert probe.stop() == 0
 
 
 @pytest.mark.parametrize(
