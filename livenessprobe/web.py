@@ -140,9 +140,9 @@ class Connection:
 
     def in_kernel(self) -> int:
         """Return how many bytes of the answer the kernel keeps, as the client has not acknowledged them."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             return int.from_bytes(fcntl.ioctl(self.client, _SIOCOUTQ, bytes(4)), sys.byteorder)
-        return 0  # it does not say
+        return 0  # it does not say, or the connection was evicted by an event just before
 
 
 _NOTHING = (0, b"")

@@ -432,6 +432,15 @@ def test_connections_that_stay_after_their_answer_count_too() -> None:
         assert [_may_send(client) for client in clients] == [False] * 20 + [True] * most
 
 
+def test_an_evicted_connection_is_asked_in_vain() -> None:
+    """As happens where one event of a turn evicts the connection of the next."""
+    with Listener("127.0.0.1", 0, {}) as listener, socket.create_connection(listener.server_address[:2]):  # type: ignore[arg-type]
+        listener.socket.setblocking(True)
+        connection = web.Connection(listener.socket.accept()[0], {}, 0.0)
+        connection.client.close()
+        assert (connection.unread(), connection.in_kernel()) == (b"", 0)
+
+
 def test_who_ends_its_side_first_gets_all_of_an_answer() -> None:
     body = bytes(range(256)) * 200
     replies: list[Reply] = []
