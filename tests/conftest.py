@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _children() -> dict[int, str]:
-    """Our child processes, the ended ones that nobody waited for included, with their command lines."""
+    """Our child processes with their command lines, including ended ones that nobody waited for."""
     children = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -64,7 +64,7 @@ def _children() -> dict[int, str]:
 
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
-    """Fails a test that leaves child processes behind, and ends them for those that follow."""
+    """Fails a test that leaves child processes behind, and ends them for the sake of the next tests."""
     before = _children()
     yield
     left = {pid: command for pid, command in _children().items() if pid not in before}
@@ -86,7 +86,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def socket_path(folder: Path) -> Path:
-    """Where the driver's socket is to be; nothing is there."""
+    """Where the driver's socket will be; nothing is there yet."""
     return folder / "csi.sock"
 
 

@@ -18,7 +18,7 @@ SOURCE = "https://example.org/livenessprobe"
 
 
 def archives() -> dict[str, Path]:
-    """By platform. The engine keeps none of them; `docker load` gives it one, under a tag of its own."""
+    """By platform. The engine keeps none of them; `docker load` gives it one back, under a tag of its own."""
     folder = this_run.made_once("images", _build)
     return {platform: folder / f"livenessprobe-{_architecture(platform)}.tar" for platform in pyz.PLATFORMS}
 

@@ -1,4 +1,4 @@
-"""A host of another Debian or another machine: a folder with its packages, in which programs are started by chroot."""
+"""A host with another Debian or another machine: a folder with its packages, in which chroot starts programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pyz
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# In place of the machine's own settings: only what was fetched for this host, of this release of Debian.
+# Instead of the machine's own settings: only what was fetched for this host, from this release of Debian.
 SETTINGS = """
 APT::Architecture "{architecture}";
 APT::Architectures {{ "{architecture}"; }};
@@ -32,7 +32,7 @@ Dir::State::status "{folder}/status";
 
 
 def emulator(architecture: str) -> Path | None:
-    """What runs programs of this architecture here; None where nothing has to. Fails where that is missing."""
+    """What runs programs of this architecture here; None if nothing has to. Fails if that is missing."""
     machine = pyz.PLATFORMS[f"linux/{architecture}"]
     if machine == platform.machine():
         return None
@@ -43,7 +43,7 @@ def emulator(architecture: str) -> Path | None:
 
 
 def missing(architecture: str) -> str:
-    """Why there can be no such host; empty where there can."""
+    """Why there can be no such host; empty if there can."""
     lacking = [command for command in ("apt-get", "dpkg-deb", "chroot") if not shutil.which(command)]
     if lacking:
         return f"there is no {lacking[0]} here"
@@ -55,7 +55,7 @@ def missing(architecture: str) -> str:
 
 
 def mirror() -> str:
-    """Where this machine's apt has Debian from."""
+    """Where this machine's apt gets Debian from."""
     targets = ["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"]
     wanted = ["Created-By: Packages", "Origin: Debian"]
     lines = subprocess.run([*targets, *wanted], capture_output=True, check=True, text=True).stdout.split("\n")
@@ -76,7 +76,7 @@ class DebianHost:
         os.environ["APT_CONFIG"] = str(settings)
         try:
             subprocess.run(["apt-get", "--quiet=2", "update"], check=True)
-            # What is always there, a shell, the interpreter; and the one library that the wheels take from a host.
+            # What is always there, a shell and the interpreter; and the one library that the wheels take from a host.
             packages = [
                 "base-files",
                 "dash",
@@ -87,14 +87,14 @@ class DebianHost:
             self.root = debs.fetch(packages, architecture, folder).folder
         finally:
             del os.environ["APT_CONFIG"]
-        # gRPC wants to read there; a file will do, where a device is not for everyone to make.
+        # gRPC wants to read there; a file will do, since not everyone may make a device.
         (self.root / "dev" / "urandom").write_bytes(os.urandom(65536))
         if self._emulator:
             shutil.copy(self._emulator, self.root / "emulator")
 
     def run(self, file: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Start a packed file that was copied there, to its end."""
-        # An emulator starts no script, so it starts what the script would.
+        # An emulator cannot start a script, so it starts what the script would.
         command = ["/emulator", self._python, "-IS", file] if self._emulator else [file]
         return subprocess.run(
             ["chroot", self.root, *command, *arguments],
@@ -108,6 +108,6 @@ class DebianHost:
 
 @contextlib.contextmanager
 def debian_host(release: str, python: str, architecture: str) -> Iterator[DebianHost]:
-    # Not a fixture's folder: sockets are in it, and their paths have at most 107 bytes.
+    # Not a fixture's folder: there are sockets in it, and their paths may have 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as folder:
         yield DebianHost(Path(folder), release, python, architecture)

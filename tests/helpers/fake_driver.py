@@ -1,7 +1,7 @@
 """A CSI driver for tests: a real gRPC server in its own process, steered by a handle; imports grpc only.
 
-In its own process, because a test wants to stop it, kill it and take its file descriptors away. Its replies
-are written as bytes: so they can be wrong, and a mistake in our generated messages cannot hide on both sides.
+In its own process, so that a test can stop it, kill it and take its file descriptors away. Its replies are written as
+bytes: so they can be wrong, and a mistake in our generated messages cannot hide on both sides.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Method = Literal["Probe", "GetPluginInfo", "GetPluginCapabilities"]
 # The 16 codes of a failed call, as gRPC spells them.
 CODES = tuple(code.name for code in grpc.StatusCode if code is not grpc.StatusCode.OK)
 
-# Replies that no decoder takes for a ProbeResponse or a GetPluginInfoResponse. A *known* field of another wire
+# Replies that no decoder accepts as a ProbeResponse or a GetPluginInfoResponse. A *known* field of another wire
 # type is not among them: protobuf reads it as an unknown field, so b"\x08\x01" is a valid "ready is unset".
 UNDECODABLE = {
     "no message at all": b"\xff\xff\xff",
@@ -64,7 +64,7 @@ def plugin_info(name: str) -> bytes:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method does: nothing known of it, or after some seconds an error or a reply."""
+    """What a method does: it does not exist, or after some seconds it gives an error or a reply."""
 
     reply: str = ""  # hexadecimal, to travel as JSON
     code: str = ""
@@ -77,7 +77,7 @@ class Answer:
 
 
 class Identity(grpc.GenericRpcHandler):
-    """The service: answers as told last, and counts."""
+    """The service: answers as it was last told to, and counts."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -128,7 +128,7 @@ class Identity(grpc.GenericRpcHandler):
         try:
             answer = self._decide(method, context)
         finally:
-            # Before the reply leaves, so that the next call of a quick caller never counts as a second one.
+            # Before the reply leaves, so that a quick caller's next call never counts as a second one at a time.
             self._end(call)
         if answer.code:
             context.abort(grpc.StatusCode[answer.code], answer.message)
@@ -188,7 +188,7 @@ class _Process:
         return {}
 
     def obey_all(self) -> None:
-        """Until the input ends, which it does as well when the test process is killed."""
+        """Until the input ends, which it also does when the test process is killed."""
         for line in sys.stdin:
             print(json.dumps(self.obey(json.loads(line))), flush=True)
 
@@ -212,7 +212,7 @@ def main() -> None:
         reply = REPLIES[{"unset": "unset", "true": "ready", "false": "not-ready"}[options.ready]]
         process.identity.tell("Probe", Answer(reply.hex(), options.error, options.message, options.after))
         process.identity.tell("GetPluginInfo", Answer(plugin_info(options.name).hex()))
-        # Before gRPC has threads, which would else take the signals.
+        # Before gRPC has threads, which would otherwise take the signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         print(f"listening: {options.socket or options.tcp} (port {process.listen()['port']})", flush=True)
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
@@ -230,7 +230,7 @@ class Seen(NamedTuple):
     probes: int
     infos: int  # calls of GetPluginInfo
     probing: int  # Probe calls under way
-    most_probing: int  # the most there were at one time
+    most_probing: int  # the most at one time
     connections: int  # accepted and still open
 
 
@@ -280,13 +280,13 @@ class FakeDriver:
         return self
 
     def stop(self) -> None:
-        """As a driver ends that was asked to: calls under way are cancelled, the socket is removed."""
+        """Like a driver that is asked to end: calls under way are cancelled, the socket is removed."""
         self.resume()
         self._ask("stop")
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL, which leaves the socket's file behind. Nothing to do where none runs."""
+        """SIGKILL, which leaves the socket's file behind. Nothing to do if none runs."""
         if self._process is None:
             return
         self._process.kill()
@@ -302,8 +302,8 @@ class FakeDriver:
 
     def pause(self) -> None:
         """SIGSTOP; returns when every thread has stopped."""
-        # A stopped process does not see its input end. Only now, as the signal also comes when the *thread*
-        # ends that started the process, and that may have been a short one.
+        # A stopped process does not see its input end. Only now, since the signal also comes when the *thread*
+        # that started the process ends, and that may have been a short one.
         self._ask("die with parent")
         self._signal(signal.SIGSTOP, os.WSTOPPED)
         self._paused = True
@@ -326,7 +326,7 @@ class FakeDriver:
         name: str = "",
         after: float = 0.0,
     ) -> None:
-        """In force when it returns, also for the calls that hang: they then get the new answer.
+        """In force when it returns, even for calls that hang: they then get the new answer.
 
         unset, ready, not-ready   the replies of Probe
         name                      GetPluginInfo gives `name` (which may be empty)
@@ -362,12 +362,12 @@ class FakeDriver:
         self._ask("release")
 
     def unlink(self) -> None:
-        """Takes the socket's file away while the driver lives."""
+        """Removes the socket's file while the driver lives."""
         Path(self.target).unlink()
 
     def exhaust_descriptors(self) -> None:
         """Open connections go on; a new one is queued by the kernel and never accepted."""
-        # Below what is open already: then a descriptor that gets free does not help either.
+        # Below what is open already: then a descriptor that is freed does not help either.
         resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (3, self._descriptor_limit()))
 
     def release_descriptors(self) -> None:
@@ -393,7 +393,7 @@ class FakeDriver:
         return self.wait_until(lambda seen: all(getattr(seen, k) >= n for k, n in at_least.items()), timeout)
 
     def wait_until(self, true: Callable[[Seen], bool], timeout: float = 20.0) -> Seen:
-        # Asks again and again: connections are the kernel's affair, which reports no event for them.
+        # Asks again and again: connections are up to the kernel, which reports no event for them.
         end = time.monotonic() + timeout
         while not true(seen := self.seen()):
             if time.monotonic() > end:
@@ -402,7 +402,7 @@ class FakeDriver:
         return seen
 
     def connections(self) -> int:
-        """From /proc, so that it can be told of a stopped driver and of one without descriptors too."""
+        """From /proc, so that it works for a stopped driver and for one without descriptors too."""
         inodes = set()
         for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -422,7 +422,7 @@ class FakeDriver:
 
     def _signal(self, number: signal.Signals, until: int) -> None:
         os.kill(self.pid, number)
-        # Also ends where the process has ended; its exit status is left for Popen.
+        # Also ends if the process has ended; its exit status is left for Popen.
         os.waitid(os.P_PID, self.pid, until | os.WEXITED | os.WNOWAIT)
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, int]:
@@ -441,7 +441,7 @@ class FakeDriver:
 
 
 def _table(kind: str) -> list[list[str]]:
-    """The kernel's list of such sockets; it has none of a family that is switched off."""
+    """The kernel's list of such sockets; there is none for a family that is switched off."""
     file = Path(f"/proc/net/{kind}")
     return [line.split() for line in file.read_text().splitlines()[1:]] if file.exists() else []
 

@@ -1,4 +1,4 @@
-"""A Docker engine for tests: images that are built once for all of them, containers that end with the test."""
+"""A Docker engine for tests: images that are built once for all tests, containers that end with theirs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 MARK = f"livenessprobe.test={this_run.name()}"
 PORT = 9808
 
-# The least that a pod can leave a container: runAsUser and the rest come on top.
+# The least privilege a pod can give a container; runAsUser and the rest come on top.
 HARDENED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--pids-limit=64")
 
 
 def docker(*arguments: str | Path, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Run a command of Docker's client, which may fail."""
+    """Run a command of Docker's client that may fail."""
     return subprocess.run(
         [image.DOCKER, *arguments],
         capture_output=True,
@@ -48,7 +48,7 @@ def must(*arguments: str | Path, timeout: float = 60.0) -> str:
 
 
 def missing() -> str:
-    """Why there is no engine to test in; empty where there is one."""
+    """Why there is no engine to test in; empty if there is one."""
     try:
         done = docker("version", "--format", "{{.Server.Version}}")
     except FileNotFoundError:
@@ -83,7 +83,7 @@ class Container:
         return self
 
     def forget(self) -> None:
-        """Have the kernel hold nothing of the image's files in memory, as on a node where it never ran; as root."""
+        """Have the kernel drop the image's files from memory, as on a node where it never ran; as root."""
         os.sync()
         for layer in self.inspect()["GraphDriver"]["Data"]["LowerDir"].split(":"):
             for path in Path(layer).rglob("*"):
@@ -96,7 +96,7 @@ class Container:
 
     @property
     def address(self) -> str:
-        """Of the network that it has, or shares."""
+        """The address of the network it has or shares."""
         data = self.inspect()
         if (mode := data["HostConfig"]["NetworkMode"]).startswith("container:"):
             return Container(mode.partition(":")[2]).address
@@ -117,7 +117,7 @@ class Container:
         return done.stdout + done.stderr
 
     def stop(self) -> float:
-        """Have it end, as Docker does it; return the seconds that took."""
+        """Have it end the way Docker does; return the seconds that took."""
         begin = time.monotonic()
         must("stop", "--time=10", self.id)
         return time.monotonic() - begin
@@ -145,7 +145,7 @@ class Container:
             return Response(response.status, response.headers, body, time.monotonic() - begin)
 
     def wait_until_healthy(self, timeout: float = 10.0) -> float:
-        """Ask until it says so; return the moment, of the monotonic clock."""
+        """Ask until it says so; return the moment, by the monotonic clock."""
         address, end = self.address, time.monotonic() + timeout
         while True:
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -160,7 +160,7 @@ class Container:
     # ---- its control group, of version 1 or 2
 
     def memory(self) -> dict[str, int]:
-        """What the kernel counts: `failures` are the times that it had to make room, `kills` those it could not."""
+        """What the kernel counts: `failures` are the times it had to make room, `kills` the times it could not."""
         folder = self._group("memory")
         if (folder / "memory.max").exists():
             events = _numbers(folder / "memory.events")

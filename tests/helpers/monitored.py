@@ -33,7 +33,7 @@ _MILLISECONDS = {"s": 1_000, "m": 60_000, "h": 3_600_000}
 
 
 def missing() -> str:
-    """Why there is no Prometheus to test with; empty where there is one."""
+    """Why there is no Prometheus to test with; empty if there is one."""
     absent = [command for command in ("prometheus", "promtool") if not shutil.which(command)]
     return f"there is no {absent[0]} here: apt-get install prometheus" if absent else ""
 
@@ -55,7 +55,7 @@ def discovered_by_file(config: str, targets: Path) -> str:
 
 
 def rendered(monitor: str) -> str:
-    """The configuration that prometheus-operator makes of a PodMonitor for all namespaces.
+    """The configuration that prometheus-operator renders from a PodMonitor for all namespaces.
 
     Its own relabelling comes first: what ended is dropped, the port is kept by its name, and namespace, container, pod,
     job (the PodMonitor's name) and endpoint become labels. Then comes the PodMonitor's.
@@ -125,7 +125,7 @@ class Prometheus:
         self._log.close()
 
     def api(self, path: str, **parameters: str | float) -> Any:
-        """The data that its HTTP API answers with; an error is raised with its words."""
+        """The data its HTTP API answers with; an error is raised in its words."""
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
@@ -141,7 +141,7 @@ class Prometheus:
         return [(one["metric"], float(one["value"][1])) for one in data["result"]]
 
     def firing(self, alert: str, **labels: str) -> list[dict[str, Any]]:
-        """The alerts of that name that fire now, of those with these labels."""
+        """The alerts of that name and with these labels that fire now."""
         return [
             one
             for one in self.api("alerts")["alerts"]
@@ -149,7 +149,7 @@ class Prometheus:
         ]
 
     def wait(self, true: Callable[[], object], what: str, timeout: float = 60.0) -> None:
-        # Asks again and again: Prometheus tells nobody of what it found, but an Alertmanager.
+        # Asks again and again: Prometheus tells nobody but an Alertmanager what it found.
         end = time.monotonic() + timeout
         while not true():
             if time.monotonic() > end or self._process.poll() is not None:
@@ -208,7 +208,7 @@ class Pod:
         self._quiet.set()
 
     def target(self) -> dict[str, Any]:
-        """What Kubernetes discovery says of it."""
+        """What Kubernetes discovery says about it."""
         address = "{}:{}".format(*self.probe.address())
         return target(self.name, address, controller_kind=self.controller_kind)
 
@@ -225,7 +225,7 @@ def target(
     phase: str = "Running",
     controller_kind: str = "DaemonSet",
 ) -> dict[str, Any]:
-    """What Kubernetes discovery says of one port of a pod."""
+    """What Kubernetes discovery says about one port of a pod."""
     labels = {
         "namespace": "storage",
         "pod_name": f"csi-{pod}",

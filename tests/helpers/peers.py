@@ -1,4 +1,4 @@
-"""Peers that are no CSI driver, on a unix socket: each a context manager that takes the socket's path."""
+"""Peers that are not CSI drivers, on a unix socket: each a context manager that takes the socket's path."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SETTINGS_ACK = frame(4, flags=1)
 GOAWAY = frame(7, struct.pack(">II", 0, 11) + b"too_many_pings")
 
 
-# ---- what a peer says to each connection; the connection is closed when it has said all
+# ---- what a peer says to each connection, which it closes when it has said everything
 
 
 def _read_preface(connection: socket.socket) -> None:
-    """Only then an answer is one: sooner, the client may see the close before it has sent anything."""
+    """Only then is an answer an answer: sooner, the client may see the close before it has sent anything."""
     received = b""
     while len(received) < len(PREFACE) and (data := connection.recv(65536)):
         received += data
@@ -90,7 +90,7 @@ def _bound(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> Iterator
 
 @contextlib.contextmanager
 def talking(talk: Callable[[socket.socket], None], path: Path) -> Iterator[list[socket.socket]]:
-    """Listens and says `talk` to each connection, each in a thread; yields the connections there were so far."""
+    """Listens and says `talk` to each connection, each in a thread; yields the connections so far."""
     connections: list[socket.socket] = []
     threads: list[threading.Thread] = []
 
@@ -153,7 +153,7 @@ settings_then_silent = partial(talking, _settings_then_silent)
 
 @contextlib.contextmanager
 def never_accepting(path: Path) -> Iterator[None]:
-    """A full queue: a blocking connect() waits for ever, another gets EAGAIN."""
+    """A full queue: a blocking connect() waits for ever, any other gets EAGAIN."""
     with _bound(path) as listener, contextlib.ExitStack() as queue:
         listener.listen(0)
         with contextlib.suppress(BlockingIOError):
@@ -166,7 +166,7 @@ def never_accepting(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stale_socket(path: Path) -> Iterator[None]:
-    """What a killed driver leaves: connection refused."""
+    """What a killed driver leaves behind: connection refused."""
     with _bound(path) as bound:
         bound.close()
         yield
@@ -207,7 +207,7 @@ def forbidden(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def forbidden_folder(path: Path) -> Iterator[None]:
-    """The socket's folder may not be entered: here not even the socket's existence can be told."""
+    """The socket's folder may not be entered: nobody can even tell whether the socket exists."""
     with silent(path):
         mode = path.parent.stat().st_mode
         path.parent.chmod(0)

@@ -1,4 +1,4 @@
-"""What the kubelet does with a manifest and podman 4.3 leaves out: it resolves names and variables, and asks probes."""
+"""What the kubelet does with a manifest but podman 4.3 does not: it resolves names and variables, and asks probes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def containers(manifest: Manifest) -> list[Manifest]:
 
 
 def resolved(manifest: Manifest) -> Manifest:
-    """The manifest with its values in place of what is only named: fields of the pod, and $(VARIABLES)."""
+    """The manifest with values instead of names: fields of the pod, and $(VARIABLES)."""
     manifest = copy.deepcopy(manifest)
     for container in containers(manifest):
         values: dict[str, str] = {}
@@ -47,7 +47,7 @@ def resolved(manifest: Manifest) -> Manifest:
 
 
 def port(container: Manifest, probe: Manifest) -> int:
-    """The port that a probe asks at; a name is one of its own container's."""
+    """The port that a probe asks; a name is one of its own container's ports."""
     asked = probe["port"]
     if isinstance(asked, int):
         return asked
@@ -63,9 +63,9 @@ class Answer(NamedTuple):
 
 
 class Kubelet:
-    """Asks the probes of a pod that podman plays; restarts a container whose livenessProbe says so."""
+    """Makes the probes of a pod that podman plays; restarts a container if its livenessProbe says so."""
 
-    # Longer than any manifest says, so that a slow machine fails no test. What they say is held to the program elsewhere.
+    # Longer than any manifest says, so that a slow machine fails no test. Other tests hold the manifests to the program.
     TIMEOUT = 60.0
 
     def __init__(self, manifest: Manifest, pod: Pod) -> None:
@@ -90,7 +90,7 @@ class Kubelet:
                 return Answer(200 <= response.status < 400, response.read().decode())
 
     def path(self, name: str, kind: str) -> str:
-        """What it asks for over HTTP; nothing where there is no such probe."""
+        """What it asks for over HTTP; nothing if there is no such probe."""
         return str(self._containers[name].get(kind, {}).get("httpGet", {}).get("path", ""))
 
     def wait(self, name: str, kind: str, timeout: float = 30.0) -> None:

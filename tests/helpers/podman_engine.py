@@ -1,4 +1,4 @@
-"""Podman for tests, which plays Kubernetes manifests: with a store, a network and a configuration of its own."""
+"""Podman for tests, to play Kubernetes manifests: with a store, a network and a configuration of its own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ runroot = "{folder}/run"
 
 
 def playable(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The same as podman 4.3 takes it.
+    """The same in a form that podman 4.3 takes.
 
     It knows no DaemonSet, and takes a native sidecar for an init container that has to end. Of probes it makes health
     checks with curl, which images without a shell do not have, and it publishes the ports on the machine. All pods of a
@@ -75,7 +75,7 @@ def playable(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def missing() -> str:
-    """Why there is no podman to test with; empty where there is one."""
+    """Why there is no podman to test with; empty if there is one."""
     path = f"{os.environ.get('PATH')}:/usr/lib/podman"
     for command in ("podman", "netavark", "catatonit", "iptables", "runc"):
         if not shutil.which(command, path=path):
@@ -135,7 +135,7 @@ class Podman:
 
 
 class Pod:
-    """A pod that was played. Its containers go by the names that the manifest has for them."""
+    """A pod that was played. Its containers go by their names in the manifest."""
 
     def __init__(self, engine: Podman, name: str) -> None:
         self.engine = engine
@@ -170,7 +170,7 @@ class Pod:
         self.engine.must("restart", "--time=1", self._of(container))
 
     def crash(self, container: str) -> None:
-        """End its process; return when podman has started it again, as it does until it has been told to `stop` it."""
+        """End its process; return once podman has started it again, as it does until told to `stop` it."""
         before = self.inspect(container)
         pid = before["State"]["Pid"]
         assert pid > 0, f"{container} does not run"  # 0 would be this test's own process group
@@ -186,8 +186,8 @@ class Pod:
 
 @contextlib.contextmanager
 def podman() -> Iterator[Podman]:
-    """An engine without images; all that it made goes with it."""
-    # Not a fixture's folder: sockets are in it, and their paths have at most 107 bytes.
+    """An engine without images; everything it made goes with it."""
+    # Not a fixture's folder: there are sockets in it, and their paths may have 107 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="lp", dir="/tmp"))
     engine = Podman(folder / "o", "overlay")
     try:

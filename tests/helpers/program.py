@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from email.message import Message
 
 ROOT = Path(__file__).resolve().parents[2]
-# Same program from the sources, for what the file cannot do, as in measuring coverage.
+# The same program from the sources, for what the file cannot do, such as measuring coverage.
 MODULE = (sys.executable, "-m", "livenessprobe")
 
 
 def built(user: int | None = None) -> tuple[str, ...]:
     """The command to test: `bin/livenessprobe`, or what the variable LIVENESSPROBE says.
 
-    Where coverage is measured, the same file is run by this Python, which measures. Another user may neither run this
-    Python nor enter the folder of this checkout, and gets a copy of the file elsewhere.
+    When coverage is measured, this Python runs the same file, and measures. Another user may neither run this Python nor
+    enter the folder of this checkout, and gets a copy of the file elsewhere.
     """
     if chosen := os.environ.get("LIVENESSPROBE"):
         return tuple(shlex.split(chosen))
@@ -60,7 +60,7 @@ def unprivileged() -> int | None:
 def free_port() -> int:
     """A TCP port nobody listens on, for flags that do not take 0.
 
-    None of those that the kernel gives to who takes any: before it is used here, it could be somebody's.
+    Not one of those that the kernel gives to whoever takes any: before it is used here, it could be somebody else's.
     """
     while True:
         port = random.randrange(10_000, 32_768)
@@ -77,7 +77,7 @@ def run_once(
     user: int | None = None,
     timeout: float = 30.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the program to its end, as with --once, --version or flags it refuses."""
+    """Runs the program to its end, for --once, --version or flags it refuses."""
     return subprocess.run(
         [*(command or built(user)), *args],
         capture_output=True,
@@ -92,7 +92,7 @@ def run_once(
 
 
 def best_of(tries: int, measure: Callable[[], float], enough: float = 1.0) -> float:
-    """Seconds below `enough`, or those of the last try: a machine that has other work now and then fails no test."""
+    """Seconds below `enough`, or those of the last try: a machine that is busy now and then fails no test."""
     for _ in range(tries):
         if (seconds := measure()) < enough:
             break
@@ -116,7 +116,7 @@ class Probe:
     """The program serving: `with Probe(["--csi-address=…", "--http-endpoint=127.0.0.1:0"]) as probe: …`.
 
     Entering waits until the log has told of `listeners` addresses (0: does not wait). Leaving stops the program
-    where the test has not, and holds it to an exit code of 0 and a log without a traceback.
+    if the test has not, and expects exit code 0 and a log without a traceback.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Probe:
             code = self.stop() if self.process.poll() is None else 0
         finally:
             self._end()
-        # Only where the test has not failed already, of which this would be a consequence.
+        # Only if the test has not failed already, since this would be a consequence.
         if kind is None:
             assert code == 0, self._told(f"exit code {code} after SIGTERM")
             assert not any(line.startswith("Traceback") for line in self.log_lines), self._told("traceback")
@@ -179,7 +179,7 @@ class Probe:
     # ---- HTTP
 
     def address(self, listener: int = 0) -> tuple[str, int]:
-        """Where to connect to for a listener; for one on all addresses, over IPv4."""
+        """Where to connect for a listener; over IPv4 for one on all addresses."""
         host, _, port = self.addresses[listener].rpartition(":")
         host = host.strip("[]")
         return ("127.0.0.1" if host in ("", "::", "0.0.0.0") else host), int(port)
@@ -209,10 +209,10 @@ class Probe:
             connection.close()
 
     def raw(self, request: bytes, listener: int = 0, timeout: float = 10.0) -> bytes:
-        """Sends bytes that need not be HTTP, and gives all there comes until the program closes."""
+        """Sends bytes that need not be HTTP, and returns everything that comes until the program closes."""
         received = b""
         with self.connect(listener, timeout) as connection:
-            # The program may refuse before it has read all: what it said is then still to be read, or lost.
+            # The program may refuse before it has read everything: what it said can still be read, or is lost.
             with contextlib.suppress(ConnectionError):
                 connection.sendall(request)
             with contextlib.suppress(ConnectionError):

@@ -1,4 +1,4 @@
-"""`make steady`: runs the tests again and again beside two busy loops for each processor; says what failed how often.
+"""`make steady`: runs the tests again and again beside two busy loops per processor, and says what failed how often.
 
     python tests/helpers/steady.py --runs 20 --workers 4 [what pytest takes]
 

@@ -1,4 +1,4 @@
-"""`make torture`: random lives of a driver and random junk for some minutes; and what the tests share that it runs.
+"""`make torture`: random lives of a driver and random junk, for some minutes; and what the tests that it runs share.
 
     python tests/helpers/torture.py --minutes 5
     python tests/helpers/torture.py --seed 12345     plays one round again
@@ -43,7 +43,7 @@ _KLOG = re.compile(
 
 
 def effort(examples: int) -> settings:
-    """Always the same examples in a test run; twice as many, and others each time, under `make torture`."""
+    """The same examples in every test run; under `make torture` twice as many, and new ones each time."""
     torture = VARIABLE in os.environ
     return settings(
         max_examples=examples * 2 if torture else examples,
@@ -56,7 +56,7 @@ def effort(examples: int) -> settings:
 
 
 def in_part(part: int, test: Test) -> Test:
-    """Have one of several parts of a test try other examples than the rest: as ever the same in a test run."""
+    """Have one of several parts of a test try other examples than the rest; the same in every test run."""
     return seed(f"{os.environ.get(VARIABLE, '')}-{part}")(test)
 
 
@@ -73,7 +73,7 @@ class Tally:
 
 
 def assert_well_formed(lines: Iterable[str]) -> None:
-    """Holds a log to its format, text or JSON: then nothing else got in, a traceback or a forged line."""
+    """Holds a log to its format, text or JSON: then nothing else got in, neither a traceback nor a forged line."""
     for line in lines:
         if line.startswith("{"):
             record = json.loads(line)
@@ -87,7 +87,7 @@ def assert_well_formed(lines: Iterable[str]) -> None:
 def _round(number: int, tally: Tally) -> int:
     """Runs the tests once; returns pytest's exit code."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
-        # A round ends when it ends; no test is given up for having run long.
+        # A round takes as long as it takes; no test is given up for running long.
         options = [
             "-q",
             "-x",
