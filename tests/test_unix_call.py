@@ -19,7 +19,6 @@ from hpack import Decoder
 from verdicts import CASES, HELLO, SILENT, Call, Case
 
 from livenessprobe import __version__
-from livenessprobe.http2_call import Http2Call, request_head
 from livenessprobe.rpc import Reply, Unreachable
 from livenessprobe.unix_call import UnixCall
 
@@ -54,13 +53,13 @@ def test_the_verdict_is_that_of_grpc_go(name: str, socket_path: Path) -> None:
         assert CASES[name].holds(ended := outcome(socket_path)), ended
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["an answer", "padding", "CONTINUATION", "refused, then answered", "HTTP/1.1"]
+)
 def test_the_verdict_is_the_same_byte_by_byte(name: str, socket_path: Path) -> None:
-    case = CASES[name]
-    said = [len(step) for steps in case.connections for step in steps if isinstance(step, bytes)]
-    # A byte at a time, where that ends some time.
-    with case.peer(socket_path, piece=1 + max(said, default=0) // 20_000):
-        assert case.holds(ended := outcome(socket_path)), ended
+    """All of them byte by byte are in test_http2_call.py."""
+    with CASES[name].peer(socket_path, piece=1):
+        assert CASES[name].holds(ended := outcome(socket_path)), ended
 
 
 @pytest.mark.parametrize("name", SILENT)
@@ -89,14 +88,6 @@ def test_a_peer_that_goes_on_with_other_things(socket_path: Path) -> None:
     assert BRIEF <= time.monotonic() - begin < PATIENCE
 
 
-def test_a_reset_at_the_deadline_is_the_deadline(socket_path: Path) -> None:
-    """As grpc-go says where the peer's clock was quicker than its own."""
-    call = Http2Call(request_head(METHOD), b"", lambda: 0.0, again=True)
-    reply = call.receive(HELLO + verdicts.reset(8))
-
-    assert reply == Reply("DeadlineExceeded", "the peer reset the call: CANCEL", None)
-
-
 # ---- what the peer hears
 
 
@@ -123,27 +114,6 @@ def test_the_request_is_as_that_of_grpc_go(socket_path: Path) -> None:
     assert 4_000_000 < int(timeout.removesuffix(b"u")) <= 5_000_000
     # All of it in one write, the message with its end included.
     assert rest[9 + length :] == peers.frame(0, b"\0\0\0\0\0", 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "timeout"),
-    [
-        (0.0, b"1u"),
-        (0.0000001, b"1u"),
-        (0.5, b"500000u"),
-        (99.5, b"99500000u"),
-        (100.0, b"100000m"),
-        (99_999.0, b"99999000m"),
-        (100_000.0, b"100000S"),
-        (99_999_999.0, b"99999999S"),
-        (360_000_000.0, b"100000H"),
-        (1e15, b"99999999H"),
-    ],
-)
-def test_the_timeout_has_eight_digits_at_most(seconds: float, timeout: bytes) -> None:
-    call = Http2Call(request_head(METHOD), b"", lambda: seconds, again=True)
-
-    assert verdicts.field(b"grpc-timeout", timeout) in call.to_send
 
 
 def test_a_long_request_goes_as_the_windows_open(driver: FakeDriver, socket_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import peers
 from peers import PREFACE, frame
 
+from livenessprobe.http2_call import Http2Call, Unprocessed, request_head
 from livenessprobe.rpc import Reply, Unreachable
 
 if TYPE_CHECKING:
@@ -170,6 +171,35 @@ class Case(NamedTuple):
         if self.code == "OK":
             return outcome == Reply("OK", "", self.words.encode("latin-1"))
         return (outcome.code, outcome.payload) == (self.code, None) and self.words in outcome.message
+
+
+def in_memory(case: Case, method: str, piece: int = 0) -> Reply | Unreachable:
+    """What comes of a call to this peer where no socket is between the two; fails where the peer would wait for ever."""
+    for number in itertools.count():
+        call = Http2Call(request_head(method), b"", lambda: 1.0, again=number == 0)
+        try:
+            return _converse(call, case.connections[min(number, len(case.connections) - 1)], piece)
+        except Unprocessed:
+            assert number == 0, "a call is made again once at most"
+        except Unreachable as unreachable:
+            return unreachable
+    raise AssertionError
+
+
+def _converse(call: Http2Call, steps: tuple[Step, ...], piece: int) -> Reply:
+    said = b""
+    for step in steps:
+        said += call.to_send
+        call.to_send.clear()
+        if isinstance(step, Close):
+            return call.ended("closed by the peer")
+        if isinstance(step, bytes):
+            for at in range(0, len(step), piece or len(step) or 1):
+                if reply := call.receive(step[at : at + (piece or len(step))]):
+                    return reply
+        else:
+            assert _has_call(said, step.stream) if isinstance(step, Call) else step.words in said, step
+    raise AssertionError("the peer has said all, and there is no reply")
 
 
 def _play(connection: socket.socket, steps: tuple[Step, ...], piece: int) -> None:
