@@ -149,6 +149,21 @@ def test_the_queue_takes_64_kib_and_tells_at_once_when_there_is_room_again(more:
     assert lines == [line(n) for n in range(FITTING)] + [f"{more} lost"] * bool(more)
 
 
+def test_what_is_written_leaves_its_room_in_the_queue() -> None:
+    with pipe() as (reader, descriptor):
+        writer = on(descriptor)
+        for n in range(FITTING):
+            writer.write(line(n))
+            writer.flush(20)
+            os.read(reader, LINE)
+        taken = fill(descriptor)
+        for n in range(FITTING):
+            writer.write(line(n))
+        os.read(reader, taken)
+
+        assert read_until(reader, line(FITTING - 1)) == [line(n) for n in range(FITTING)]
+
+
 def test_a_byte_too_many_does_not_fit() -> None:
     with pipe() as (reader, descriptor):
         taken = fill(descriptor)
