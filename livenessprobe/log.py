@@ -27,7 +27,6 @@ def setup(verbosity: int, vmodule: Sequence[tuple[str, int]], json_lines: bool) 
     modules = () if json_lines else tuple(vmodule)
     ours = logging.getLogger("livenessprobe")
     ours.setLevel(max(1, logging.INFO - max([verbosity, *(level for _, level in modules)])))
-    ours.propagate = False
     handler = Handler(JSONFormatter() if json_lines else KlogFormatter())
     handler.addFilter(lambda record: _enabled(record, verbosity, modules))
     ours.handlers = [handler]
@@ -48,7 +47,7 @@ def flush() -> None:
 
 def _enabled(record: logging.LogRecord, verbosity: int, modules: Sequence[tuple[str, int]]) -> bool:
     level = logging.INFO - record.levelno
-    if level <= max(verbosity, 0):
+    if level <= verbosity:
         return True
     return any(level <= most for pattern, most in modules if fnmatch.fnmatchcase(record.module, pattern))
 

@@ -381,6 +381,7 @@ def test_flush_waits_for_what_is_being_written_but_not_for_ever() -> None:
 def test_one_text_is_written_as_a_whole_or_given_up() -> None:
     with pipe() as (reader, descriptor):
         write_out(descriptor, "two\nlines \udcff")
+        assert select.select([reader], [], [], 0)[0]
         assert os.read(reader, 100) == b"two\nlines \\udcff\n"
         fill(descriptor)
         begin = time.monotonic()
