@@ -39,10 +39,10 @@ def _run(given: config.Given) -> Exit:
     for message, flag in settings.warnings:
         _logger.warning(message, {"flag": flag})
     if settings.version:
-        from livenessprobe.driver import GRPC_VERSION
+        from livenessprobe.versions import grpcio
 
         python_version = sys.version.split()[0]
-        write_out(1, f"livenessprobe {__version__} (Python {python_version}, grpcio {GRPC_VERSION})")
+        write_out(1, f"livenessprobe {__version__} (Python {python_version}, grpcio {grpcio()})")
         return Exit.OK
     if settings.once:
         from livenessprobe.once import once

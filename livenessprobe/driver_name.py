@@ -1,9 +1,12 @@
-"""Learning the driver's name in the background; imports no sibling, and the driver is a parameter."""
+"""Learning the driver's name in the background; the driver is a parameter."""
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
+
+from livenessprobe.stopping import Stop
 
 LONGEST_DELAY = 60.0  # seconds between attempts
 
@@ -13,7 +16,7 @@ _logger = logging.getLogger(__name__)
 class Driver(Protocol):
     """What is asked of the driver."""
 
-    def name(self, timeout: float) -> tuple[str, str]:
+    def name(self, deadline: float) -> tuple[str, str]:
         """Return its name and "", or "" and what went wrong ("" as well where there was no connection)."""
 
     def identity(self) -> object:
@@ -28,31 +31,26 @@ class Naming:
         self._driver, self._timeout, self._learnt = driver, timeout, learnt
         self._ask = threading.Event()
         self._asked: object = None
-        self._stopping = False
 
     def reached(self) -> None:
         """Hear that a check reached the driver: where it may be another one, its name is asked without delay."""
         if self._driver.identity() != self._asked:
             self._ask.set()
 
-    def close(self) -> None:
-        """Let run() return, once the attempt under way has ended."""
-        self._stopping = True
-        self._ask.set()
-
-    def run(self) -> None:
-        """Learn names until close()."""
+    def run(self, stop: Stop) -> None:
+        """Learn names until the program stops; the attempt under way ends first."""
         known = said = ""
         delay = 1.0
-        while not self._stopping:
-            self._asked = self._driver.identity()
-            name, problem = self._driver.name(self._timeout)
-            if problem not in ("", said) and not self._stopping:
-                _logger.warning("Cannot learn the CSI driver's name", {"reason": problem})
-            said = problem
-            if name not in ("", known):
-                known = name
-                self._learnt(name)
-                _logger.info("Learnt the CSI driver's name", {"driver": name})
-            delay = 1.0 if self._ask.wait(None if name else delay) else min(delay * 2, LONGEST_DELAY)
-            self._ask.clear()  # before looking at _stopping and the identity, which are set before _ask
+        with stop.interrupting(self._ask.set):
+            while not stop.is_set():
+                self._asked = self._driver.identity()
+                name, problem = self._driver.name(time.monotonic() + self._timeout)
+                if problem not in ("", said) and not stop.is_set():
+                    _logger.warning("Cannot learn the CSI driver's name", {"reason": problem})
+                said = problem
+                if name not in ("", known):
+                    known = name
+                    self._learnt(name)
+                    _logger.info("Learnt the CSI driver's name", {"driver": name})
+                delay = 1.0 if self._ask.wait(None if name else delay) else min(delay * 2, LONGEST_DELAY)
+                self._ask.clear()  # before looking at the stop and the identity, which are set before _ask

@@ -1,18 +1,21 @@
-"""--once: one check, one line on standard output, one exit code. Never imports the HTTP server."""
+"""--once: one check, one line on standard output, one exit code. Never imports the HTTP server.
+
+The check runs on the main thread, where a signal ends it; another thread says now and then what is waited for.
+"""
 
 import logging
 import os
-import select
 import signal
-import socket
-import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import NoReturn
 
-from livenessprobe import health
+from livenessprobe import health, threads
 from livenessprobe.config import Config, Exit
-from livenessprobe.health import Outcome, Verdict
+from livenessprobe.health import Outcome, Patience, Verdict
 from livenessprobe.quoting import printable
+from livenessprobe.stopping import Stop
 from livenessprobe.writer import write_out
 
 _SAY_WAITING_SECONDS = 10.0
@@ -26,92 +29,93 @@ _EXITS = {
     Outcome.UNREACHABLE: Exit.UNREACHABLE,
 }
 
+_logger = logging.getLogger(__name__)
+
+
+class _Interrupted(BaseException):
+    """A signal came. Not an Exception, which others may catch."""
+
 
 class _Progress:
-    """What the check has found so far: nothing while an attempt is under way."""
+    """How far a check has come."""
 
     def __init__(self) -> None:
-        self.begun = False
-        self._verdict = health.HEALTHY
-        self._known = threading.Event()
+        self._begun = 0.0
+        self._obstacle: Verdict | None = None
 
     def begin(self) -> None:
-        self._known.clear()
-        self.begun = True
+        """Hear that an attempt begins."""
+        self._begun = time.monotonic()
 
-    def tell(self, verdict: Verdict) -> None:
-        self._verdict = verdict
-        self._known.set()
+    def wait(self, obstacle: Verdict) -> None:
+        """Hear why the last attempt is to be repeated."""
+        self._begun, self._obstacle = float("inf"), obstacle
 
-    def verdict(self) -> Verdict | None:
-        return self._verdict if self._known.wait(_MOMENT_SECONDS) else None
+    def obstacle(self) -> Verdict | None:
+        """Say why there is no connection; None where there seems to be one, as the attempt under way takes its time."""
+        return self._obstacle if time.monotonic() - self._begun < _MOMENT_SECONDS else None
 
 
 def once(config: Config) -> Exit:
     """Check once; print the verdict, and return what it means. On SIGTERM or SIGINT the verdict is the one so far."""
-    progress = _Progress()
-    woken, wake_up = socket.socketpair()
-    wake_up.setblocking(False)
-    for number in _SIGNALS:
-        signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(wake_up.fileno())  # a signal's number arrives at the other end
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    threading.Thread(target=_check, args=(config, progress, lambda: wake_up.send(b"\0")), daemon=True).start()
-    caught = _wait(woken, config, progress)
-    verdict = progress.verdict()
-    if caught and (verdict is None or verdict.outcome is not Outcome.UNREACHABLE):
-        verdict = health.failed("Canceled", f"interrupted by {signal.Signals(caught).name}")
-    verdict = verdict or health.failed("DeadlineExceeded", "the check does not end")
+    try:
+        verdict = _check(config)
+    except Exception as error:
+        verdict = health.failed("Internal", f"the liveness probe itself failed: {error!r}")
     write_out(1, printable(verdict.text))  # where nobody reads, the exit code still tells
     return _EXITS[verdict.outcome]
 
 
-def _check(config: Config, progress: _Progress, done: Callable[[], object]) -> None:
+def _check(config: Config) -> Verdict:
+    from livenessprobe.driver import Driver, way_to
+
+    call = way_to(config.csi_address, config.socket_path)
+    driver = Driver(config.csi_address, config.socket_path, call)
+    patience = health.one_shot(config.connection_timeout, config.probe_timeout)
+    progress, done = _Progress(), Stop()
+
+    def attempt(deadline: float) -> Verdict:
+        progress.begin()
+        return driver.attempt(deadline)
+
+    with suppress(threads.Denied):  # then it waits without a word
+        threads.start("waiting", partial(_say_waiting, config.csi_address, patience, progress, done))
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
     try:
-        from livenessprobe.driver import Driver
-
-        driver = Driver(config.csi_address, config.socket_path)
-        patience = health.one_shot(config.connection_timeout, config.probe_timeout)
-
-        def attempt(timeout: float) -> Verdict:
-            progress.begin()
-            return driver.attempt(timeout)
-
-        progress.tell(
-            health.check(attempt, patience, time.monotonic(), time.monotonic, _pause, waiting=progress.tell)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        verdict = health.check(
+            attempt, patience, time.monotonic(), time.monotonic, done.wait, waiting=progress.wait
         )
-    except Exception as error:
-        progress.tell(health.failed("Internal", f"the liveness probe itself failed: {error!r}"))
-    done()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    except _Interrupted as interrupted:
+        verdict = health.failed("Canceled", f"interrupted by {interrupted}")
+        # There was no connection up to now: is there still none?
+        if progress.obstacle():
+            last = driver.attempt(time.monotonic() + _MOMENT_SECONDS)
+            verdict = last if last.outcome is Outcome.UNREACHABLE else verdict
+    done.set()
+    return verdict
 
 
-def _pause(seconds: float) -> bool:
-    time.sleep(seconds)
-    return False
+def _interrupt(number: int, _: object) -> NoReturn:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_DFL)  # a second one ends the program at once
+    raise _Interrupted(signal.Signals(number).name)
 
 
-def _wait(woken: socket.socket, config: Config, progress: _Progress) -> int:
-    """Wait for the check (return 0; also where it does not end) or a signal (return its number); say now and then what for."""
+def _say_waiting(address: str, patience: Patience, progress: _Progress, done: Stop) -> None:
     start = time.monotonic()
-    # grpc keeps no deadline where the system denies it a thread, nor ever after.
-    longest = config.connection_timeout + config.probe_timeout + health.HANG_SECONDS
     said_after = _SAY_WAITING_ON_TERMINAL_SECONDS if os.isatty(2) else _SAY_WAITING_SECONDS
-    waiting = select.poll()  # not select(), which takes no descriptor above 1,023
-    waiting.register(woken, select.POLLIN)
-    while not waiting.poll(said_after * 1e3):
-        if not progress.begun:  # still loading
-            start = time.monotonic()
-            continue
-        if time.monotonic() - start > longest:
-            return 0
+    while not done.wait(said_after):
         said_after = _SAY_WAITING_SECONDS
-        verdict = progress.verdict()
-        logging.getLogger(__name__).info(
+        obstacle = progress.obstacle()
+        _logger.info(
             "Waiting for the CSI driver",
             {
-                "for": verdict.text if verdict else "its answer to Probe",
-                "address": config.csi_address,
+                "for": obstacle.text if obstacle else "its answer to Probe",
+                "address": address,
                 "waited": f"{time.monotonic() - start:.0f}s",
+                "longest": f"{patience.total:.0f}s",
             },
         )
-    return woken.recv(1)[0]

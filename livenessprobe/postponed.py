@@ -1,11 +1,12 @@
 """Postponing imports: a module that libraries import, and this program hardly ever uses, is loaded at its first use.
 
-grpc and http.server import asyncio, ssl, email and more for features that are not used here. importlib.util.LazyLoader
-does not serve: grpc's compiled part reads `__spec__`, which would load the module.
+http.server, protobuf and prometheus_client import email, ssl, gzip and more for features that are not used here.
+importlib.util.LazyLoader does not serve: what a library copies at its import would load the module.
 """
 
 import importlib
 import sys
+import threading
 import types
 from collections.abc import Mapping
 
@@ -26,22 +27,11 @@ UNUSED: Mapping[str, Mapping[str, object]] = {
     "shutil": {},
     # Also prometheus_client, for what serves and pushes there.
     "urllib.parse": dict.fromkeys(("parse_qs", "quote_plus", "urlparse")),
-    # grpc and protobuf
-    "asyncio": {},
-    "grpc._simple_stubs": dict.fromkeys(("stream_stream", "stream_unary", "unary_stream", "unary_unary")),
-    "grpc._typing": dict.fromkeys(
-        (
-            *("ChannelArgumentType", "DeserializingFunction", "IntegratedCallFactory", "MetadataType"),
-            *("NullaryCallbackType", "ResponseType", "SerializingFunction", "UserTag"),
-        ),
-        object,
-    ),
-    "grpc.aio": {},
+    # protobuf
     "google.protobuf.internal.python_message": {},
     "google.protobuf.internal.well_known_types": {"WKTBASES": {}},
     "google.protobuf.text_format": {},
     "pickle": {},
-    "pkgutil": {},
     # prometheus_client, which can also push, serve and compress
     "base64": {},
     "gzip": {},
@@ -59,6 +49,8 @@ UNUSED: Mapping[str, Mapping[str, object]] = {
     },
     "wsgiref.simple_server": {"WSGIRequestHandler": object, "WSGIServer": object, "make_server": None},
 }
+
+_lock = threading.Lock()
 
 
 class Postponed(types.ModuleType):
@@ -88,6 +80,7 @@ def postpone(modules: Mapping[str, Mapping[str, object]]) -> None:
 
 def load(name: str) -> types.ModuleType:
     """Load a module in earnest, though it may be postponed; return it."""
-    if isinstance(sys.modules.get(name), Postponed):
-        sys.modules.pop(name, None)  # unless another thread was quicker
-    return importlib.import_module(name)
+    with _lock:  # else two threads remove it, and the second one what the first is loading
+        if isinstance(sys.modules.get(name), Postponed):
+            del sys.modules[name]
+    return importlib.import_module(name)  # without the lock: it waits for other threads' imports

@@ -16,6 +16,7 @@ from livenessprobe.http2_call import Http2Call, Unprocessed, request_head
 from livenessprobe.rpc import Reply, Unreachable
 
 _RECEIVED_AT_ONCE = 16384
+_SAME_MOMENT_SECONDS = 0.01
 _STOPPING = Reply("Canceled", "the liveness probe is stopping", None)
 
 
@@ -64,6 +65,12 @@ class UnixCall:
                     reply = call.ended("connection reset" if was_reset else _words(error))
                 else:
                     reply = call.receive(received) if received else call.ended("closed by the peer")
+            if (
+                reply
+                and reply.code == "DeadlineExceeded"
+                and time.monotonic() > deadline - _SAME_MOMENT_SECONDS
+            ):
+                reply = self._unanswered(method, call)  # the driver keeps our deadline too, and was quicker
         return _STOPPING if self._closed or reply is None else reply
 
     @contextmanager

@@ -166,7 +166,7 @@ CASES: dict[str, Case] = {
     "unimplemented": _told("unimplemented"),
     "undecodable": _told("raw", data=fake_driver.UNDECODABLE["no message at all"]),
     "no message": _peer(test_fuzz.status_alone),
-    "too long": _told("error", message="x" * 1_100_000),
+    "too long": _told("error", message="x" * 1_200_000),
     "hang": _told("hang"),
     "stopped": lambda driver, ends: driver.start().pause(),
     "closes": _peer(peers.settings_then_close),

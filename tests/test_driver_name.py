@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from livenessprobe.driver_name import LONGEST_DELAY, Naming
+from livenessprobe.stopping import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +28,8 @@ class Driver:
         self.answers: Queue[tuple[str, str]] = Queue()
         self.socket = 1
 
-    def name(self, timeout: float) -> tuple[str, str]:
-        self.asked.put(timeout)
+    def name(self, deadline: float) -> tuple[str, str]:
+        self.asked.put(deadline - time.monotonic())
         return self.answers.get(timeout=10)
 
     def identity(self) -> int:
@@ -36,7 +37,7 @@ class Driver:
 
     def answer(self, name: str, problem: str = "") -> None:
         """Wait until it is asked, then answer."""
-        assert self.asked.get(timeout=10) == 3.0
+        assert 2.0 < self.asked.get(timeout=10) <= 3.0
         self.answers.put((name, problem))
 
 
@@ -45,7 +46,8 @@ class Scene:
         self.driver = driver or Driver()
         self.learnt: Queue[str] = Queue()
         self.naming = Naming(self.driver, 3.0, self.learnt.put)
-        self._thread = threading.Thread(target=self.naming.run)
+        self.stop = Stop()
+        self._thread = threading.Thread(target=self.naming.run, args=(self.stop,), daemon=True)
 
     @contextmanager
     def running(self) -> Iterator[Scene]:
@@ -57,7 +59,7 @@ class Scene:
 
     def end(self) -> None:
         """Whatever it had to say has been said then."""
-        self.naming.close()
+        self.stop.set()
         self.driver.answers.put(NOTHING)  # for an attempt that may be under way
         self._thread.join(10)
         assert not self._thread.is_alive()
@@ -159,23 +161,23 @@ def test_a_driver_replaced_during_the_question_is_asked_again(scene: Scene) -> N
     assert scene.learnt.get(timeout=10) == "two.csi"
 
 
-def test_close_ends_the_wait() -> None:
+def test_a_stop_ends_the_wait() -> None:
     with Scene().running() as scene:
         scene.driver.answer("one.csi")
         scene.learnt.get(timeout=10)
 
 
-def test_close_during_the_question_ends_it_without_a_word(log: pytest.LogCaptureFixture) -> None:
+def test_a_stop_during_the_question_ends_it_without_a_word(log: pytest.LogCaptureFixture) -> None:
     with Scene().running() as scene:
         scene.driver.asked.get(timeout=10)
-        scene.naming.close()
+        scene.stop.set()
         scene.driver.answers.put(("", "Canceled"))
     assert not log.records
 
 
-def test_close_before_the_first_question() -> None:
+def test_a_stop_before_the_first_question() -> None:
     scene = Scene()
-    scene.naming.close()
+    scene.stop.set()
     with scene.running():
         pass
     assert scene.driver.asked.empty()
@@ -184,7 +186,7 @@ def test_close_before_the_first_question() -> None:
 class BusyDriver(Driver):
     """Answers at once, and is another driver each time it is looked at."""
 
-    def name(self, timeout: float) -> tuple[str, str]:
+    def name(self, deadline: float) -> tuple[str, str]:
         return "one.csi", ""
 
     def identity(self) -> int:
@@ -192,7 +194,7 @@ class BusyDriver(Driver):
         return self.socket
 
 
-def test_close_at_many_moments_of_the_loop() -> None:
+def test_a_stop_at_many_moments_of_the_loop() -> None:
     for turns in range(300):
         scene = Scene(BusyDriver())
         with scene.running():

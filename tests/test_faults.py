@@ -79,9 +79,9 @@ class Node:
         """Have its clock of the day differ by so much from the true time."""
         self._set(0, int(hours * 3600))
 
-    def deny_threads(self, after: int) -> None:
-        """Have a process start so many in its life, and no more; 0: any number."""
-        self._set(1, after)
+    def limit_threads(self, most: int) -> None:
+        """Have each process get so many threads in its life, those that it has already included."""
+        self._set(1, most + 1)
 
     def _set(self, which: int, number: int) -> None:
         with self._file.open("r+b") as file:
@@ -239,48 +239,71 @@ def limited(probe: program.Probe, what: int, limit: int) -> Iterator[None]:
 
 
 @BOTH
-def test_a_check_that_never_ends_is_noticed_and_ends_the_program(
+def test_where_no_thread_is_to_be_had_it_says_so_and_ends(
+    driver: FakeDriver, command: list[str] | None, node: Node, socket_path: Path
+) -> None:
+    node.limit_threads(0)
+    ended = program.run_once(arguments(socket_path), command=command, env=node.env)
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("F")]
+    assert re.search(
+        r"""\] "Cannot check" err="can't start new thread: a limit of processes .* ulimit -u \w+, seccomp \w+""",
+        line,
+    )
+
+
+def test_the_threads_of_the_start_are_all_it_needs(
     driver: FakeDriver, probe_factory: ProbeFactory, node: Node, socket_path: Path
 ) -> None:
-    """Where the node denies grpc a thread, its calls have no deadline, nor ever after: only a new process is well."""
-    probe = probe_factory(*arguments(socket_path, "200ms"), env=node.env)
-    assert probe.get().status == 200
+    """A pod may have as many processes and threads as it may have, at any later moment."""
+    probe = probe_factory(*arguments(socket_path, "600ms"), env=node.env)
     probe.wait_for_log("Learnt the CSI driver's name")
-    # Main, writer, checks and naming are left: while grpc still has threads of its own, it needs no new ones.
-    wait_until(lambda: probe.threads() == 4)
-    node.deny_threads(1)
+    node.limit_threads(0)
+    threads = probe.threads()
     with contextlib.ExitStack() as clients:
-        clients.enter_context(ask(probe))
-        with pytest.raises(subprocess.TimeoutExpired):
-            probe.process.wait(2)
-        node.deny_threads(0)
-        end = time.monotonic() + 60
-        while probe.process.poll() is None:
-            assert time.monotonic() < end
-            with contextlib.suppress(ConnectionError):
-                clients.enter_context(ask(probe))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                probe.process.wait(0.5)
-    assert probe.wait() == 1
-    (line,) = [line for line in probe.log_lines if line.startswith("F")]
-    assert line.endswith('"Cannot check" err="the check in flight does not end"')
+        waiting = [clients.enter_context(ask(probe)) for _ in range(20)]
+        assert [answer_on(client) for client in waiting] == [(200, "ok")] * 20
+    driver.set("hang")
+    assert probe.get().text == NO_ANSWER
+    driver.restart()
+    driver.set("unset")
+    assert probe.get().text == "ok"
+    assert probe.get("/metrics").status == 200
+    assert probe.threads() == threads
 
 
-@BOTH
-def test_once_ends_though_its_check_never_does(
-    driver: FakeDriver, node: Node, command: list[str] | None
-) -> None:
-    node.deny_threads(2)  # the log's and the check's own
-    flags = [
-        "--once",
-        f"--csi-address={driver.target}",
-        "--connection-timeout=300ms",
-        "--probe-timeout=300ms",
-    ]
-    done = program.run_once(flags, command=command, env=node.env)
+def test_once_needs_no_thread(driver: FakeDriver, node: Node) -> None:
+    node.limit_threads(0)
+    flags = ["--once", f"--csi-address={driver.target}", "--connection-timeout=0", "--probe-timeout=300ms"]
+    done = program.run_once(flags, env=node.env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+    driver.set("hang")
+    done = program.run_once(flags, env=node.env)
+    assert (done.returncode, done.stdout) == (4, NO_ANSWER + "\n")
 
-    assert done.returncode == 4, done
-    assert done.stdout == "rpc error: code = DeadlineExceeded desc = the check does not end\n"
+
+def test_without_threads_for_grpc_calls_end_in_time(node: Node, probe_factory: ProbeFactory) -> None:
+    """It needs some of its own, for targets that are no unix socket; without them it ends no call, nor ever after."""
+    told = set()
+    with FakeDriver("127.0.0.1:0") as driver:
+        for most in (10, 18):
+            node.limit_threads(most)
+            flags = [
+                f"--csi-address={driver.address}",
+                "--http-endpoint=127.0.0.1:0",
+                "--probe-timeout=600ms",
+            ]
+            with program.Probe(flags, env=node.env) as probe:
+                for _ in range(3):
+                    answer = probe.get()
+                    assert answer.seconds < 10
+                    told.add(answer.text)
+    assert told <= {
+        "ok",
+        NO_ANSWER,
+        f"cannot connect to {driver.address}: can't start new thread in the liveness probe itself",
+        f"cannot connect to {driver.address}: gRPC hangs in the liveness probe itself",
+    }
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from torture import Tally, assert_well_formed, effort
 
 from livenessprobe import config, goflags, health
 from livenessprobe.config import Exit
-from livenessprobe.driver import Driver
+from livenessprobe.driver import Driver, way_to
 from livenessprobe.exchange import LONGEST_HEAD, Exchange, head_size
 from livenessprobe.health import HEALTHY, NOT_READY, Outcome
 from livenessprobe.identity_pb2 import GetPluginInfoResponse, ProbeResponse
@@ -395,6 +395,10 @@ def test_any_code_of_goaway_is_survived(actor: Actor, socket_path: Path) -> None
         _check_once(actor, socket_path, Script("called", says, stays=False))
 
 
+def client_of(path: Path) -> Driver:
+    return Driver(str(path), str(path), way_to(str(path), str(path)))
+
+
 def status_alone(path: Path) -> AbstractContextManager[object]:
     """A peer that answers a call with OK, and nothing else."""
     actor = Actor()
@@ -405,7 +409,7 @@ def status_alone(path: Path) -> AbstractContextManager[object]:
 
 def test_a_status_without_a_message_is_a_failure(socket_path: Path) -> None:
     with status_alone(socket_path):
-        verdict = Driver(str(socket_path), str(socket_path)).attempt(PATIENCE)
+        verdict = client_of(socket_path).attempt(time.monotonic() + PATIENCE)
     assert verdict == health.failed("Internal", "the reply has no message")
 
 
@@ -441,16 +445,16 @@ def test_the_program_beside_peers_that_say_anything(
 
 @pytest.mark.timeout(900)
 def test_replies_are_read_as_protobuf_does(tally: Tally, driver: FakeDriver, socket_path: Path) -> None:
-    client = Driver(str(socket_path), str(socket_path))
+    client = client_of(socket_path)
 
     @given(REPLIES_OF_ALL_KINDS | st.binary(max_size=20))
     @effort(150)
     def attempt(reply: bytes) -> None:
         tally.add("replies of drivers")
         driver.set("raw", data=reply)
-        verdict = client.attempt(PATIENCE)
+        verdict = client.attempt(time.monotonic() + PATIENCE)
         driver.set("raw", data=reply, method="GetPluginInfo")
-        name, problem = client.name(PATIENCE)
+        name, problem = client.name(time.monotonic() + PATIENCE)
 
         try:
             ready = ProbeResponse.FromString(reply)
@@ -469,7 +473,7 @@ def test_replies_are_read_as_protobuf_does(tally: Tally, driver: FakeDriver, soc
 
 @pytest.mark.timeout(900)
 def test_errors_are_told_in_the_drivers_words(tally: Tally, driver: FakeDriver, socket_path: Path) -> None:
-    client = Driver(str(socket_path), str(socket_path))
+    client = client_of(socket_path)
 
     @given(st.sampled_from(CODES), st.text() | st.text(min_size=1, max_size=4).map(lambda text: text * 2000))
     @effort(100)
@@ -477,7 +481,7 @@ def test_errors_are_told_in_the_drivers_words(tally: Tally, driver: FakeDriver, 
         tally.add("errors of drivers")
         driver.set("error", code=code, message=text)
 
-        verdict = client.attempt(PATIENCE)
+        verdict = client.attempt(time.monotonic() + PATIENCE)
         assert verdict == health.failed(GO_NAMES[code], text)
         assert len(verdict.text.encode()) <= LONGEST_TEXT
 

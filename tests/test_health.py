@@ -1,13 +1,8 @@
-"""The rules of a check, with a clock that tests move; sharing, with real threads; changes worth a line."""
+"""The rules of a check, with a clock that tests move."""
 
 from __future__ import annotations
 
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
-from queue import Queue
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,14 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livenessprobe.health import (
-    HANG_SECONDS,
     HEALTHY,
     NOT_READY,
     RETRY_SECONDS,
-    Change,
-    Checked,
-    Checks,
-    History,
     Outcome,
     Patience,
     Verdict,
@@ -33,7 +23,7 @@ from livenessprobe.health import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 MISSING = Verdict(Outcome.UNREACHABLE, "no such file or directory", "cannot connect", may_heal=True)
 FORBIDDEN = Verdict(Outcome.UNREACHABLE, "permission denied", "cannot connect")
@@ -94,8 +84,8 @@ class World:
         self.attempts: list[tuple[float, float]] = []  # when, with how much time
         self.waited_for: list[Verdict] = []
 
-    def attempt(self, timeout: float) -> Verdict:
-        self.attempts.append((self.now - 1000, timeout))
+    def attempt(self, deadline: float) -> Verdict:
+        self.attempts.append((self.now - 1000, deadline - self.now))
         self.now += self._cost
         return self._found(self.now - 1000)
 
@@ -193,332 +183,3 @@ def test_nobody_needs_to_hear_of_the_waiting() -> None:
     answers = iter([MISSING, HEALTHY])
 
     assert check(lambda _: next(answers), served(30, 3), 0.0, lambda: 0.0, lambda _: False) is HEALTHY
-
-
-# ---- Checks
-
-
-class Gate:
-    """A check whose beginning is told and whose end is given, each through a queue."""
-
-    def __init__(self) -> None:
-        self.begun: Queue[None] = Queue()
-        self.verdicts: Queue[Verdict | Exception] = Queue()
-        self.count = 0
-
-    def __call__(self, asked: float) -> Verdict:
-        self.count += 1
-        self.asked = asked
-        self.begun.put(None)
-        verdict = self.verdicts.get(timeout=10)
-        if isinstance(verdict, Exception):
-            raise verdict
-        return verdict
-
-
-@contextmanager
-def running(checks: Checks) -> Iterator[threading.Thread]:
-    thread = threading.Thread(target=checks.run)
-    thread.start()
-    try:
-        yield thread
-    finally:
-        checks.close()
-        thread.join(10)
-        assert not thread.is_alive()
-
-
-def test_requests_during_a_check_share_its_verdict() -> None:
-    gate, seen, answers = Gate(), Queue[Checked](), Queue[Verdict]()
-    checks = Checks(gate, lambda: 5.0, seen.put)
-    with running(checks), ThreadPoolExecutor(16) as pool:
-        checks.ask(answers.put)
-        gate.begun.get(timeout=10)
-        list(pool.map(lambda _: checks.ask(answers.put), range(99)))
-        assert answers.empty()
-        gate.verdicts.put(NOT_READY)
-
-        assert [answers.get(timeout=10) for _ in range(100)] == [NOT_READY] * 100
-        assert seen.get(timeout=10) == Checked(NOT_READY, 100, 5.0)
-    assert gate.count == 1
-
-
-def test_a_request_after_the_end_gets_a_check_of_its_own() -> None:
-    gate, answers = Gate(), Queue[Verdict]()
-    checks = Checks(gate, time.monotonic)
-    with running(checks):
-        for verdict in (HEALTHY, MISSING, NOT_READY):
-            gate.verdicts.put(verdict)
-            checks.ask(answers.put)
-            assert answers.get(timeout=10) is verdict
-    assert gate.count == 3
-
-
-def test_a_request_from_within_an_answer_gets_a_new_check() -> None:
-    gate, answers = Gate(), Queue[Verdict]()
-    checks = Checks(gate, time.monotonic)
-    with running(checks):
-        gate.verdicts.put(HEALTHY)
-        gate.verdicts.put(MISSING)
-        checks.ask(lambda _: checks.ask(answers.put))
-        assert answers.get(timeout=10) is MISSING
-
-
-def test_a_check_is_told_when_its_first_request_came() -> None:
-    gate, answers, now = Gate(), Queue[Verdict](), [5.0]
-    checks = Checks(gate, lambda: now[0])
-    with running(checks):
-        for first in (5.0, 7.0):
-            now[0] = first
-            checks.ask(answers.put)
-            gate.begun.get(timeout=10)
-            now[0] = first + 1
-            checks.ask(answers.put)
-            gate.verdicts.put(HEALTHY)
-            assert [answers.get(timeout=10) for _ in range(2)] == [HEALTHY] * 2
-            assert gate.asked == first
-
-
-def test_checks_that_follow_one_another_are_a_burst_which_ends_with_a_rest() -> None:
-    now, bursts, answers, rests = [0.0], list[bool](), Queue[Verdict](), Queue[threading.Thread]()
-
-    def note(_: float) -> Verdict:
-        bursts.append(checks.in_burst)
-        return HEALTHY
-
-    checks = Checks(note, lambda: now[0], rest=lambda: rests.put(threading.current_thread()))
-    with running(checks) as thread:
-        for at in (1.0, 2.0, 2.05, 2.1):
-            now[0] = at
-            checks.ask(answers.put)
-            answers.get(timeout=10)
-        assert rests.get(timeout=10) is thread
-        now[0] = 3.0
-        checks.ask(answers.put)
-        answers.get(timeout=10)
-    assert bursts == [False, False, True, True, False]
-
-
-def test_no_rest_without_a_burst() -> None:
-    now, answers, rests = [0.0], Queue[Verdict](), Queue[None]()
-    checks = Checks(lambda _: HEALTHY, lambda: now[0], rest=lambda: rests.put(None))
-    with running(checks):
-        for at in (1.0, 2.0, 3.0):
-            now[0] = at
-            checks.ask(answers.put)
-            answers.get(timeout=10)
-    assert rests.empty()
-
-
-def test_a_check_hangs_that_is_far_over_its_time_and_was_so_before() -> None:
-    gate, answers, now = Gate(), Queue[Verdict](), [5.0]
-    checks = Checks(gate, lambda: now[0])
-
-    def hangs(at: float) -> bool:
-        now[0] = at
-        return checks.hangs(3.0)
-
-    with running(checks):
-        assert not hangs(5000)
-        for begin in (1e4, 2e4):
-            now[0] = begin
-            checks.ask(answers.put)
-            gate.begun.get(timeout=10)
-            assert not hangs(begin + 3 + HANG_SECONDS - 1)
-            # The whole process may have been stopped until now: the check needs a moment to end.
-            assert not hangs(begin + 1000)
-            assert not hangs(begin + 1000 + HANG_SECONDS - 1)
-            assert hangs(begin + 1000 + HANG_SECONDS)
-            gate.verdicts.put(HEALTHY)
-            assert answers.get(timeout=10) is HEALTHY
-            assert not hangs(begin + 2000)
-
-
-def test_no_check_without_a_request() -> None:
-    gate = Gate()
-    with running(Checks(gate, time.monotonic)):
-        pass
-    assert gate.count == 0
-
-
-def test_an_exception_in_the_check_is_a_verdict_and_the_next_check_goes_on() -> None:
-    gate, answers = Gate(), Queue[Verdict]()
-    checks = Checks(gate, time.monotonic)
-    with running(checks):
-        gate.verdicts.put(RuntimeError("broken"))
-        gate.verdicts.put(HEALTHY)
-        checks.ask(answers.put)
-        broken = answers.get(timeout=10)
-        checks.ask(answers.put)
-        assert answers.get(timeout=10) is HEALTHY
-
-    assert (broken.outcome, broken.reason) == (Outcome.FAILED, "Internal")
-    assert "RuntimeError('broken')" in broken.text
-
-
-def test_every_observer_sees_every_check_before_the_answers() -> None:
-    gate, order = Gate(), Queue[object]()
-    checks = Checks(
-        gate,
-        lambda: 5.0,
-        lambda seen: order.put(("first", seen)),
-        lambda seen: order.put(("second", seen)),
-    )
-    with running(checks):
-        gate.verdicts.put(HEALTHY)
-        checks.ask(order.put)
-        seen = Checked(HEALTHY, 1, 5.0)
-        assert [order.get(timeout=10) for _ in range(3)] == [("first", seen), ("second", seen), HEALTHY]
-
-
-def test_a_broken_observer_keeps_nobody_from_the_answer() -> None:
-    answers = Queue[Verdict]()
-
-    def broken(_: Checked) -> None:
-        raise RuntimeError("broken")
-
-    checks = Checks(lambda _: HEALTHY, time.monotonic, broken)
-    checks.ask(answers.put)
-    with pytest.raises(RuntimeError):
-        checks.run()
-    assert answers.get_nowait() is HEALTHY
-
-
-def test_close_answers_the_check_in_flight_and_refuses_later_requests() -> None:
-    gate, answers = Gate(), Queue[Verdict]()
-    checks = Checks(gate, time.monotonic)
-    with running(checks) as thread:
-        checks.ask(answers.put)
-        gate.begun.get(timeout=10)
-        checks.close()
-        late: list[Verdict] = []
-        checks.ask(late.append)
-        assert [verdict.reason for verdict in late] == ["Canceled"]
-        assert thread.is_alive()
-        gate.verdicts.put(HEALTHY)
-        assert answers.get(timeout=10) is HEALTHY
-        thread.join(10)
-        assert not thread.is_alive()
-    assert gate.count == 1
-
-
-def test_under_load_every_request_is_answered_once_and_never_two_checks_at_a_time() -> None:
-    under_way, counts = threading.Lock(), Queue[int]()
-
-    def exclusive(_: float) -> Verdict:
-        assert under_way.acquire(blocking=False)
-        under_way.release()
-        return HEALTHY
-
-    answers = Queue[Verdict]()
-    checks = Checks(exclusive, time.monotonic, lambda seen: counts.put(seen.answers))
-    with running(checks), ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: checks.ask(answers.put), range(2000)))
-        assert [answers.get(timeout=10) for _ in range(2000)] == [HEALTHY] * 2000
-    assert answers.empty()
-    assert sum(counts.get_nowait() for _ in range(counts.qsize())) == 2000
-
-
-# ---- History
-
-
-def feed(*events: tuple[float, Verdict]) -> list[Change | None]:
-    history = History()
-    return [history.add(verdict, now, now) for now, verdict in events]
-
-
-def test_the_first_verdict_is_a_change() -> None:
-    assert feed((5, HEALTHY)) == [Change(HEALTHY, 0, 0.0)]
-    assert feed((5, MISSING)) == [Change(MISSING, 1, 0.0)]
-
-
-def test_the_same_again_is_none() -> None:
-    assert feed((0, HEALTHY), (2, HEALTHY), (1e6, HEALTHY))[1:] == [None, None]
-    assert feed((0, MISSING), (2, MISSING), (9.9, MISSING))[1:] == [None, None]
-
-
-def test_another_state_or_reason_is_a_change() -> None:
-    internal, again = failed("Internal", "x"), failed("Internal", "x")
-    assert feed((0, HEALTHY), (2, NOT_READY), (4, MISSING), (6, internal), (8, again), (10, FORBIDDEN)) == [
-        Change(HEALTHY, 0, 0.0),
-        Change(NOT_READY, 1, 0.0),
-        Change(MISSING, 2, 2.0),
-        Change(internal, 3, 4.0),
-        None,
-        Change(FORBIDDEN, 5, 8.0),
-    ]
-
-
-def test_recovery_says_how_many_and_how_long() -> None:
-    changes = feed(
-        (0, HEALTHY), (10, MISSING), (12, MISSING), (14, NOT_READY), (17.5, HEALTHY), (20, MISSING)
-    )
-
-    assert changes[4:] == [Change(HEALTHY, 3, 7.5), Change(MISSING, 1, 0.0)]
-
-
-def test_it_lasts_from_when_the_first_failure_was_asked_for() -> None:
-    history = History()
-
-    assert history.add(MISSING, 10.0, 12.75) == Change(MISSING, 1, 2.75)
-    assert history.add(HEALTHY, 14.0, 14.5) == Change(HEALTHY, 1, 4.5)
-
-
-def test_texts_that_vary_with_each_check_do_not_flood_the_log() -> None:
-    changes = feed(*((now, failed("Internal", f"request {now} failed")) for now in range(0, 200, 2)))
-    said = [change for change in changes if change]
-
-    assert [change.repeated for change in said[:6]] == [False] * 5 + [True]
-    assert len(said) == 5 + 4  # at 8, then reminders 10, 20, 40, 80 s apart
-    assert said[-1].verdict.text.endswith(f"request {(said[-1].failures - 1) * 2} failed")
-    assert feed((0, MISSING), (2, failed("Internal", "x")), (4, MISSING))[2] == Change(MISSING, 3, 4.0)
-
-
-def test_another_reason_is_said_at_once_even_after_texts_that_vary_and_then_so_are_its_texts() -> None:
-    def row(code: str, start: int) -> list[tuple[float, Verdict]]:
-        return [(float(now), failed(code, f"request {now}")) for now in range(start, start + 8)]
-
-    changes = feed(*row("Internal", 0), *row("Aborted", 8), *row("Internal", 16))
-
-    assert [bool(change) and not change.repeated for change in changes if change] == [True] * 15
-    assert [bool(change) for change in changes] == ([True] * 5 + [False] * 3) * 3
-
-
-def test_reminders_come_at_growing_intervals_up_to_an_hour() -> None:
-    history = History()
-    changes = [(now, history.add(MISSING, float(now), float(now))) for now in range(0, 30_000, 2)]
-    reminders = [(now, change) for now, change in changes if change][1:]
-
-    assert all(c.repeated and c.failures == now // 2 + 1 and c.seconds == now for now, c in reminders)
-    times = [now for now, _ in reminders]
-    assert times[:4] == [10, 30, 70, 150]
-    gaps = [b - a for a, b in zip([0, *times], times, strict=False)]
-    assert gaps == sorted(gaps)
-    assert gaps[-2:] == [3600, 3600]
-
-
-def test_a_change_starts_the_intervals_anew() -> None:
-    other = failed("Internal", "x")
-    changes = feed((0, MISSING), (10, MISSING), (12, other), (21, other), (22, other))
-
-    assert [bool(change and change.repeated) for change in changes] == [False, True, False, False, True]
-
-
-@given(st.lists(st.tuples(st.floats(0.1, 1000), st.sampled_from([HEALTHY, NOT_READY, MISSING])), max_size=50))
-def test_history_counts_right(steps: list[tuple[float, Verdict]]) -> None:
-    history, now, failures, since, last = History(), 0.0, 0, 0.0, None
-    for step, verdict in steps:
-        now += step
-        change = history.add(verdict, now - 0.05, now)
-        if verdict is not HEALTHY:
-            since = now - 0.05 if not failures else since
-            failures += 1
-        if verdict is not last:
-            assert change is not None
-        if change is not None:
-            assert (change.verdict, change.failures) == (verdict, failures)
-            assert change.seconds == pytest.approx(now - since if failures else 0.0)
-            assert change.repeated == (verdict is last)
-        if verdict is HEALTHY:
-            failures = 0
-        last = verdict

@@ -289,10 +289,9 @@ def test_two_servers_on_one_port() -> None:
     assert "address already in use" in line["err"]
 
 
-@pytest.mark.parametrize(("argument", "module"), [("--version", "grpc"), ("--v=0", "socketserver")])
-def test_a_broken_installation_exits_1_with_one_line(folder: Path, argument: str, module: str) -> None:
-    (folder / f"{module}.py").write_text("raise ImportError('it is broken')\n")
-    done = program.run_once([argument], command=program.MODULE, env={"PYTHONPATH": str(folder)})
+def test_a_broken_installation_exits_1_with_one_line(folder: Path) -> None:
+    (folder / "socketserver.py").write_text("raise ImportError('it is broken')\n")
+    done = program.run_once(["--v=0"], command=program.MODULE, env={"PYTHONPATH": str(folder)})
 
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(

@@ -17,7 +17,7 @@ from test_docs import REFERENCE, TROUBLESHOOTING, code_blocks, column, table
 from test_manifest import check_manifest
 
 from livenessprobe import config, health
-from livenessprobe.health import History
+from livenessprobe.history import History
 
 if TYPE_CHECKING:
     from conftest import ProbeFactory

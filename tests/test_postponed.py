@@ -1,14 +1,20 @@
 """Postponed imports: in a Python of their own each, since they change what every later import finds."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import program
 import pytest
 
 from livenessprobe.postponed import UNUSED
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LOADED = """
 import sys
@@ -76,13 +82,54 @@ except ImportError as error:
     assert python(code) == "No module named 'no_such_module'"
 
 
+def test_threads_that_use_one_at_the_same_moment_all_meet_it_whole(folder: Path) -> None:
+    """Each thread halts at another line of load(), and another one is loading then."""
+    names = [f"postponed_{number}" for number in range(24)]
+    for name in names:
+        (folder / f"{name}.py").write_text("import time\ntime.sleep(0.03)\nlast = 1\n")
+    code = f"""
+import threading, time
+sys.path.insert(0, {str(folder)!r})
+names, found, start = {names!r}, [], threading.Barrier(6)
+postponed.postpone(dict.fromkeys(names, {{}}))
+
+def use(halt):
+    def halting(frame, event, _):
+        nonlocal lines
+        if frame.f_code is postponed.load.__code__:
+            if lines == halt:
+                time.sleep(0.01 if halt else 0.005)  # the first one is ahead
+            lines += 1
+            return halting
+    sys.settrace(halting)
+    for name in names:
+        module, lines = sys.modules[name], 0
+        start.wait()
+        try:
+            found.append(module.last)
+        except Exception as error:
+            found.append(repr(error))
+
+users = [threading.Thread(target=use, args=[halt]) for halt in range(6)]
+for user in users:
+    user.start()
+for user in users:
+    user.join()
+print(len(found), *sorted(set(map(str, found))))
+"""
+    assert python(code, measured=False) == "144 1"
+
+
 # inspect is what newer versions of dataclasses use, and prometheus_client.
 @pytest.mark.parametrize(
     ("modules", "used"),
     [
         ("livenessprobe.serve", {"inspect"}),
-        ("livenessprobe.serve, livenessprobe.driver", {"inspect"}),
-        ("livenessprobe.serve, livenessprobe.driver, livenessprobe.metrics", {"inspect"}),
+        ("livenessprobe.serve, livenessprobe.driver, livenessprobe.unix_call", {"inspect"}),
+        (
+            "livenessprobe.serve, livenessprobe.driver, livenessprobe.unix_call, livenessprobe.metrics",
+            {"inspect"},
+        ),
     ],
 )
 def test_the_program_leaves_unloaded_what_it_does_not_use(modules: str, used: set[str]) -> None:
@@ -99,7 +146,7 @@ print(json.dumps(names))
 
 def test_every_entry_of_the_table_is_imported_by_something() -> None:
     code = """
-import http.server, grpc._channel, google.protobuf.wrappers_pb2, prometheus_client, dataclasses
+import logging, http.server, google.protobuf.wrappers_pb2, prometheus_client, dataclasses
 print(*(name for name in postponed.UNUSED if name not in sys.modules))
 """
     assert python(code, measured=False) == ""

@@ -180,6 +180,7 @@ def test_retrying_ends_with_the_smaller_of_both_timeouts(
         f"--probe-timeout={timeout}",
         f"--connection-timeout={connection_timeout}",
     )
+    probe.get()  # may have had to wait until the program has started, and is answered sooner for it
     for peer in (contextlib.nullcontext(), peers.stale_socket(socket_path)):
         with peer:
             answer = probe.get()
@@ -187,9 +188,7 @@ def test_retrying_ends_with_the_smaller_of_both_timeouts(
             assert shortest <= answer.seconds < longest
 
 
-@pytest.mark.parametrize(
-    "peer", [peers.regular_file, peers.directory, peers.junk, peers.http1, peers.closing_at_once]
-)
+@pytest.mark.parametrize("peer", [peers.regular_file, peers.directory, peers.junk, peers.http1])
 def test_what_does_not_heal_is_answered_at_once(
     probe_factory: ProbeFactory, socket_path: Path, peer: peers.Peer
 ) -> None:
@@ -924,9 +923,10 @@ def test_it_binds_before_it_loads_what_is_costly(driver: FakeDriver, probe_facto
     probe.wait_for_log('"CSI driver is healthy"')
 
     before, later = (_imported(probe, until) for until in ('"Serving"', '"CSI driver is healthy"'))
-    for module in ("grpc", "google.protobuf", "prometheus_client"):
+    for module in ("hpack", "google.protobuf", "prometheus_client"):
         assert module not in before
         assert module in later
+    assert "grpc" not in later
 
 
 @pytest.mark.parametrize("address", ["/nowhere", ""])
@@ -937,13 +937,13 @@ def test_once_loads_no_http_server(driver: FakeDriver, address: str) -> None:
     )
     names = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
     assert ended.returncode == (3 if address else 0)
-    assert "grpc" in names
-    assert not names & {"http.server", "socketserver", "prometheus_client", "livenessprobe.web"}
+    assert "hpack" in names
+    assert not names & {"http.server", "socketserver", "prometheus_client", "livenessprobe.web", "grpc"}
 
 
 def test_what_cannot_be_loaded_ends_it(folder: Path, driver: FakeDriver) -> None:
     """A broken installation is said and ends the program, instead of a server that never answers."""
-    (folder / "grpc.py").write_text("raise ImportError('no such thing')\n")
+    (folder / "hpack.py").write_text("raise ImportError('no such thing')\n")
     path = os.pathsep.join([str(folder), str(program.ROOT)])
     args = [f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0"]
     ended = program.run_once(args, command=program.MODULE, env={"PYTHONPATH": path})

@@ -1,0 +1,150 @@
+"""Calls to every gRPC target that is no unix socket, by grpcio. The only importer of grpc; see rpc.Call.
+
+grpcio judges by rules of its own, which docs/security.md names. What a node denies it must not hang or end the program:
+the wait for an answer has a clock of ours, and no channel is opened without descriptors and threads to spare.
+"""
+
+import errno
+import logging
+import os
+import threading
+import time
+
+os.environ["GRPC_VERBOSITY"] = "NONE"  # its C core writes to standard error in a format of its own
+
+import grpc
+
+from livenessprobe import __version__
+from livenessprobe.rpc import Reply, Unreachable
+from livenessprobe.stopping import Stop
+
+_CODE_NAMES = {
+    code: "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "")
+    for code in grpc.StatusCode
+} | {grpc.StatusCode.CANCELLED: "Canceled"}
+# grpc's own limit of 8 to 16 KiB would hide an error behind "metadata size exceeds limit" when its text is long; Go's
+# of 16 MiB would take several times that of memory, more than a container of ours has.
+_METADATA_BYTES = 1024 * 1024
+_LONGEST_REPLY = 64 * 1024
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),  # else channels to the same address share a connection
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.max_metadata_size", _METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
+    ("grpc.max_receive_message_length", _LONGEST_REPLY),
+    ("grpc.primary_user_agent", f"livenessprobe/{__version__}"),
+)
+# How the C core begins the message of a call for which it got no connection.
+_NO_CONNECTION = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
+# The system's words, as they end such a message.
+_ERRORS = {
+    os.strerror(number): os.strerror(number).lower()
+    for number in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT)
+}
+_STOPPING = Reply("Canceled", "the liveness probe is stopping", None)
+_EMPTY = Reply("Internal", "the reply has no message", None)
+_OURSELVES = " in the liveness probe itself"
+_SPARE = 16  # descriptors, and threads: what a channel and its call take, and those of another thread of ours
+_CANCEL_SECONDS = 0.2  # in which a call that was cancelled has ended
+
+
+class GrpcCall:
+    """Makes calls to one target, over a new channel each."""
+
+    def __init__(self, target: str) -> None:
+        """Take a target in gRPC's own syntax."""
+        logging.getLogger("grpc").setLevel(logging.CRITICAL + 1)  # what it has to say, we say
+        self._target = target
+        self._stop = Stop()
+        self._hung: dict[grpc.Channel, threading.Event] = {}
+        """Channels of calls that have not ended though they were cancelled, and what tells that they have."""
+
+    def __call__(self, method: str, request: bytes, deadline: float) -> Reply:
+        if self._stop.is_set():
+            return _STOPPING
+        self._recover()
+        _spare_descriptors()
+        _spare_threads()
+        channel = grpc.insecure_channel(self._target, _OPTIONS)
+        # Bytes in, bytes out: grpc's own decoding logs a traceback for a reply it cannot read.
+        ended = threading.Event()
+        try:
+            call = channel.unary_unary(method, bytes, _message).future(
+                request, timeout=max(deadline - time.monotonic(), 0.001)
+            )
+        except RuntimeError as error:  # no thread after all
+            self._hung[channel] = ended
+            raise Unreachable(str(error), _OURSELVES) from None
+        call.add_done_callback(lambda _: ended.set())
+        with self._stop.interrupting(call.cancel):
+            # Not call.result(): it goes by the clock of the day.
+            in_time = ended.wait(max(deadline - time.monotonic(), 0))
+        if not in_time:
+            call.cancel()
+        if in_time or ended.wait(_CANCEL_SECONDS):
+            channel.close()
+        else:  # to close it, or to forget it, would wait for ever
+            self._hung[channel] = ended
+        if self._stop.is_set():
+            return _STOPPING
+        code, message = _CODE_NAMES[call.code()], call.details() or ""
+        if code == "OK":
+            payload = call.result()
+            return _EMPTY if payload is None else Reply("OK", "", payload)
+        # Our deadline, not the driver's word.
+        if code in ("Canceled", "DeadlineExceeded") and time.monotonic() > deadline - 0.01:
+            return Reply("DeadlineExceeded", f"no answer to {method} in time", None)
+        if code == "Unavailable" and message.startswith(_NO_CONNECTION):
+            raise _unreachable(message)
+        return Reply(code, message, None)
+
+    def _recover(self) -> None:
+        """Close what hung and does so no more; raises Unreachable while a call hangs, for want of threads of gRPC's."""
+        for channel in [channel for channel, ended in self._hung.items() if ended.is_set()]:
+            if self._hung.pop(channel, None):  # another thread may be quicker
+                channel.close()
+        if self._hung:
+            raise Unreachable("gRPC hangs", _OURSELVES)
+
+    def close(self) -> None:
+        self._stop.set()
+
+
+def _message(data: bytes) -> bytes | None:
+    """Take a reply as it is; None is grpc's own word for a reply without one."""
+    return data
+
+
+def _unreachable(message: str) -> Unreachable:
+    """Say why grpc got no connection, in its own words where the system has none."""
+    if "Failed parsing HTTP/2" in message:
+        return Unreachable("the peer does not speak HTTP/2")
+    reason = _ERRORS.get(message.rpartition(": ")[2], "no connection")
+    return Unreachable(reason, f" ({message.rpartition('last error: ')[2]})", may_heal=True)
+
+
+def _spare_descriptors() -> None:
+    """Raise Unreachable where there are too few descriptors: gRPC would abort the process for want of one."""
+    spare: list[int] = []
+    try:
+        while len(spare) < _SPARE:
+            spare.append(os.dup(2))
+    except OSError as error:
+        raise Unreachable(os.strerror(error.errno or 0).lower(), _OURSELVES) from None
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)
+
+
+def _spare_threads() -> None:
+    """Raise Unreachable where there are too few threads: gRPC would never recover from the want of one."""
+    enough = threading.Event()
+    try:
+        for _ in range(_SPARE):
+            threading.Thread(target=enough.wait, daemon=True).start()
+    except RuntimeError as error:
+        raise Unreachable(str(error), _OURSELVES) from None
+    finally:
+        enough.set()

@@ -1,0 +1,75 @@
+"""The changes in a row of verdicts: what is worth a line in the log; pure, time is a parameter."""
+
+from dataclasses import dataclass
+
+from livenessprobe.health import Outcome, Verdict
+
+_FIRST_REMINDER_SECONDS = 10.0
+_LONGEST_REMINDER_SECONDS = 3600.0
+# How many texts of one reason are news, one after the other: some drivers' texts vary with each call.
+_MOST_TEXTS = 5
+_KEPT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something in a row of verdicts that is worth a line in the log."""
+
+    at: float
+    """When, by a monotonic clock, the verdict was found."""
+    verdict: Verdict
+    failures: int
+    """Checks in a row that were not healthy; at recovery: that had not been."""
+    seconds: float
+    """How long that has lasted, from the first of them being asked for."""
+    repeated: bool = False
+    """Whether this only reminds of what was said before."""
+
+
+class History:
+    """Finds the changes in a row of verdicts: new states and reasons at once, the same again at growing intervals."""
+
+    def __init__(self) -> None:
+        self.changes: tuple[Change, ...] = ()
+        """The last 16 that were new, the newest last: its `at` is since when things are as they are."""
+        self._last: Verdict | None = None
+        self._failures = 0
+        self._texts = 1
+        self._since = self._remind_at = self._interval = 0.0
+
+    def add(self, verdict: Verdict, asked: float, now: float) -> Change | None:
+        """Take the next verdict, asked for and found at moments of a monotonic clock; return what is worth saying."""
+        change = self._change(verdict, asked, now)
+        if change is not None and not change.repeated:
+            self.changes = (*self.changes, change)[-_KEPT:]
+        return change
+
+    def _change(self, verdict: Verdict, asked: float, now: float) -> Change | None:
+        last, self._last = self._last, verdict
+        if verdict.outcome is Outcome.HEALTHY:
+            if last is not None and last.outcome is Outcome.HEALTHY:
+                return None
+            change = Change(now, verdict, self._failures, now - self._since if self._failures else 0.0)
+            self._failures = 0
+            return change
+        if not self._failures:
+            self._since = asked
+        self._failures += 1
+        repeated = last is not None and not self._is_news(last, verdict)
+        if repeated and now < self._remind_at:
+            return None
+        self._interval = (
+            min(self._interval * 2, _LONGEST_REMINDER_SECONDS) if repeated else _FIRST_REMINDER_SECONDS
+        )
+        self._remind_at = now + self._interval
+        return Change(now, verdict, self._failures, now - self._since, repeated)
+
+    def _is_news(self, last: Verdict, verdict: Verdict) -> bool:
+        """Compare with the verdict before, and count the texts of one reason."""
+        if (last.outcome, last.reason) != (verdict.outcome, verdict.reason):
+            self._texts = 1
+            return True
+        if last.text == verdict.text:
+            return False
+        self._texts += 1
+        return self._texts <= _MOST_TEXTS
