@@ -1,13 +1,13 @@
 # Each target is one command of the project; `make` lists them. Needs make, python3 (3.10 or later) and python3-venv.
 
-# Where it isn't the one that .venv was made by, or else python3.
+# Unless it is the one that made .venv, or else python3.
 PYTHON ?=
 OUTPUT ?= bin/livenessprobe
-# What to pack for, where it isn't this interpreter on this machine: PYTHON_VERSION=3.13 PLATFORM=linux/arm64
+# What to pack for, if not this interpreter on this machine: PYTHON_VERSION=3.13 PLATFORM=linux/arm64
 PYTHON_VERSION ?=
 PLATFORM ?=
-# What the image is called, in which other image it is built, where that isn't debian:trixie-slim, and the address of
-# its sources, where that isn't the clone's origin.
+# The image's name, the image it is built in, if that isn't debian:trixie-slim, and the address of its sources, if that isn't
+# the clone's origin.
 REGISTRY ?= quay.io/k8scsi
 IMAGE ?= livenessprobe
 TAG ?= canary
@@ -21,12 +21,12 @@ CPUS ?= 0
 # How many: checks of a soak, runs of the tests.
 N ?=
 SECONDS ?= 60
-# How long to torture, or the seed of one round to play again.
+# How long to torture, or the seed of a round to play again.
 MINUTES ?= 5
 SEED ?=
-# How many processes run the tests: more than there are processors, since half of their time they wait.
+# How many processes run the tests: more than there are processors, since they spend half of their time waiting.
 WORKERS ?= $(shell n=$$(nproc) && echo $$((n < 8 ? 2 * n : 16)))
-# The manifests that check-manifest reads, and the image that it suggests, where that isn't registry.example's.
+# The manifests that check-manifest reads, and the image it suggests, if not registry.example's.
 FILE ?=
 SUGGEST ?=
 # A database of vulnerabilities with the interface of https://osv.dev.
@@ -34,7 +34,7 @@ ADVISORIES ?= https://api.osv.dev/v1/query
 
 python := .venv/bin/python
 target := $(strip $(PYTHON_VERSION) $(PLATFORM))
-# What .venv has, a copy of the lock file: what builds, and what tests.
+# What .venv holds, as a copy of the lock file: for building, and for testing.
 builds := .venv/requirements-build.lock
 tests := .venv/requirements-test.lock
 
@@ -51,7 +51,7 @@ demo: $(builds) bin/livenessprobe  ## show the built file beside an example driv
 play: $(builds) bin/livenessprobe  ## break and mend the example driver by keys, and see live what the built file says
 	@$(python) examples/play.py bin/livenessprobe
 
-test: lint bin/livenessprobe  ## lint, then all tests, on the built file too; every line and branch must be reached, where none is skipped
+test: lint bin/livenessprobe  ## lint, then all tests, on the built file too; every line and branch must be reached, unless tests are skipped
 	@rm -rf .cache/coverage
 	$(python) -m coverage run -m pytest --numprocesses=$(WORKERS)
 	@$(python) -m coverage combine --quiet
@@ -67,7 +67,7 @@ lint: $(tests)  ## check format, style and types
 	$(python) -m ruff check
 	$(python) -m mypy
 
-format: $(tests)  ## put the sources into the format that lint wants
+format: $(tests)  ## format the sources the way lint wants them
 	$(python) -m ruff check --fix-only
 	$(python) -m ruff format
 
@@ -77,31 +77,31 @@ livenessprobe: $(OUTPUT)  ## build bin/livenessprobe, one file (OUTPUT= PYTHON_V
 livenessprobe-container: $(tests)  ## build the image and its list of contents (REGISTRY= IMAGE= TAG= PLATFORM=linux/arm64 BUILD_IMAGE= SOURCE=)
 	$(python) build/here/image.py $(PLATFORM:%=--platform %) $(REGISTRY)/$(IMAGE):$(TAG)
 
-release: $(tests)  ## build all of a release into dist/: files, images as one OCI layout, contents, checksums (REGISTRY= IMAGE=)
+release: $(tests)  ## build everything in a release into dist/: files, images as one OCI layout, contents, checksums (REGISTRY= IMAGE=)
 	$(python) build/here/release.py $(REGISTRY)/$(IMAGE)
 
-base-image:  ## make the image to build in, by debootstrap, where debian:trixie-slim cannot be pulled
+base-image:  ## make the image to build in, with debootstrap, if debian:trixie-slim cannot be pulled
 	build/here/base.sh livenessprobe-base:trixie
 
-image-budget: $(builds)  ## measure the image, beside another image or program (REFERENCE=path-or-image)
+image-budget: $(builds)  ## measure the image beside another image or program (REFERENCE=path-or-image)
 	$(python) benchmarks/image_budget.py $(REGISTRY)/$(IMAGE):$(TAG) $(if $(REFERENCE),'$(REFERENCE)')
 
-bench: $(builds) bin/livenessprobe  ## measure the program and its budgets (REFERENCE=path BLOCKS=8, which is quick, CPUS=192)
+bench: $(builds) bin/livenessprobe  ## measure the program against its budgets (REFERENCE=path BLOCKS=8, which is quick, CPUS=192)
 	@$(python) benchmarks/bench.py --program '$(PROGRAM)' --reference '$(REFERENCE)' --blocks $(BLOCKS) --cpus $(CPUS)
 
-soak: $(builds) bin/livenessprobe  ## see whether anything grows over N=100000 checks, driver healthy, failing, hung, gone
+soak: $(builds) bin/livenessprobe  ## check that nothing grows over N=100000 checks, driver healthy, failing, hung, gone
 	@$(python) benchmarks/soak.py --program '$(PROGRAM)' --reference '$(REFERENCE)' --checks $(or $(N),100000)
 
-load: $(builds) bin/livenessprobe  ## put storms of requests and a flood of half-open connections on it (SECONDS=60 of flood)
+load: $(builds) bin/livenessprobe  ## hit it with storms of requests and a flood of half-open connections (SECONDS=60 of flood)
 	@$(python) benchmarks/load.py --program '$(PROGRAM)' --seconds $(SECONDS)
 
-steady: $(tests) bin/livenessprobe  ## run the tests N=20 times beside two busy loops for each processor, and tell what failed
+steady: $(tests) bin/livenessprobe  ## run the tests N=20 times beside two busy loops per processor, and say what failed
 	@$(python) tests/helpers/steady.py --runs $(or $(N),20) --workers $(WORKERS)
 
 torture: $(tests) bin/livenessprobe  ## run random lives of the driver, and random junk, for MINUTES=5 (SEED=… plays one round again)
 	@$(python) tests/helpers/torture.py --minutes $(MINUTES) --seed '$(SEED)'
 
-check-manifest: bin/check-manifest  ## say what would change where this takes upstream's place in a manifest (FILE=path, or - for standard input; SUGGEST=image)
+check-manifest: bin/check-manifest  ## say what would change if this took upstream's place in a manifest (FILE=path, or - for standard input; SUGGEST=image)
 	@$(python) bin/check-manifest $(if $(SUGGEST),--image '$(SUGGEST)') $(if $(FILE),'$(FILE)')
 
 bin/check-manifest: build/here/checker.py $(wildcard deploy/migration/*.py) $(wildcard livenessprobe/*.py) $(builds)
@@ -114,24 +114,24 @@ picture: $(tests) bin/livenessprobe  ## draw docs/demo.svg, the picture in READM
 proto: $(tests)  ## generate livenessprobe/identity_pb2.py from proto/
 	$(python) build/here/proto.py .
 
-lock: $(tests)  ## renew the lock files to the newest versions that pyproject.toml allows
+lock: $(tests)  ## update the lock files to the newest versions that pyproject.toml allows
 	$(python) build/here/lock.py
 
-audit: $(tests)  ## look the locked packages up in a database of known vulnerabilities, where it can be had (ADVISORIES=address)
+audit: $(tests)  ## look the locked packages up in a database of known vulnerabilities, if it can be reached (ADVISORIES=address)
 	@$(python) build/here/audit.py $(ADVISORIES)
 
 clean:  ## remove everything that was built
 	rm -rf .venv .cache bin dist tests/helpers/node/node_modules
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-# Asked each time, which takes a moment: what .venv holds is compared with what it is to hold.
+# Asked each time, which takes a moment: what .venv holds is compared with what it should hold.
 $(builds): FORCE
 	@build/here/venv.sh requirements-build.lock 'to build it and to run the demo: 15 MB to fetch' '$(PYTHON)'
 
 $(tests): $(builds) FORCE
 	@build/here/venv.sh requirements-test.lock 'to test it: 250 MB to fetch' '$(PYTHON)'
 
-# Packed anew too when asked for another target than it holds now.
+# Packed again too when asked for another target than it holds now.
 ifneq ($(target),$(shell cat $(OUTPUT).target 2>/dev/null))
 .PHONY: $(OUTPUT)
 endif

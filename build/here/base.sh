@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes an image to build in, where debian:trixie-slim cannot be pulled: by debootstrap, from the mirrors that this
-# machine's apt is configured with. Needs root, and `apt-get install debootstrap`.
+# Makes an image to build in, if debian:trixie-slim cannot be pulled: with debootstrap, from the mirrors that this machine's
+# apt is configured for. Needs root, and `apt-get install debootstrap`.
 #   build/here/base.sh TAG
 set -eu
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Has the virtual environment .venv hold what a lock file names, or says in one line what is in the way. An environment
-# of another Python than the one asked for is made anew.
+# Makes the virtual environment .venv hold what a lock file names, or says in one line what is in the way. The environment of
+# a Python other than the one asked for is remade.
 #   build/here/venv.sh LOCK WHAT [PYTHON]
 set -eu
 
@@ -11,7 +11,7 @@ fail() {
     exit 1
 }
 
-# The Python that this one is, or was made by where it is an environment's; nothing where it does not start.
+# The Python this one is, or was made by if it is an environment's; nothing if it does not start.
 origin() {
     "$1" -c 'import os, sys; print(os.path.realpath(sys._base_executable))' 2>/dev/null || true
 }
@@ -38,12 +38,12 @@ elif cmp -s "$lock" "$installed"; then
 fi
 
 echo "Installing into .venv what it takes $what"
-# What is being fetched is shown with a bar where somebody looks.
+# A progress bar shows what is being fetched, if somebody is looking.
 [ -t 1 ] && quiet= || quiet=-q
 errors=$(mktemp)
 trap 'rm -f "$errors"' EXIT
-# Every file is held by its hash, so a machine's own version constraints could only get in the way.
-# shellcheck disable=SC2086  # quiet is no word where it is empty
+# Every file is pinned by its hash, so a machine's own version constraints could only get in the way.
+# shellcheck disable=SC2086  # quiet is not a word if it is empty
 PIP_CONSTRAINT=/dev/null PIP_USER=0 .venv/bin/python -m pip install $quiet --disable-pip-version-check \
     --require-hashes --only-binary=:all: --requirement "$lock" 2>"$errors" || {
     if grep -q 'after connection broken by' "$errors"; then
