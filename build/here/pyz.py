@@ -42,15 +42,13 @@ UNREACHED = re.compile(
 # with what was tried so far, under this very process id. But a script, and what only PATH knows, may be a shim of a version
 # manager, which exists whether or not there is a Python behind it. That one is asked what it starts.
 #
-# In the locale C, Python takes all text for UTF-8 as well and loads no tables. gRPC's threads come and go with each check:
-# the arenas of memory of their own that the C library would give them stay, half a MiB more, but of their stacks it keeps
-# too few, which costs a tenth of a check. An archive that was cut short Python takes for a script; all it says about that
-# one is the unknown encoding in the second line.
+# In the locale C, Python takes all text for UTF-8 as well and loads no tables. An archive that was cut short Python takes
+# for a script; all it says about that one is the unknown encoding in the second line.
 HEADER = """#!/bin/sh
 # coding: livenessprobe-is-damaged--copy-it-here-again
 # livenessprobe {release} for CPython {version} on Linux {machine}. An archive follows, which Python unpacks and runs.
 case " $*" in *" -once"* | *" --once"*) ;; *) trap 'exit 0' INT TERM ;; esac
-export LC_ALL=C GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.pthread.stack_cache_size=268435456
+export LC_ALL=C
 fail() {{ echo "livenessprobe: $1" >&2; exit 1; }}
 tried=
 case $LIVENESSPROBE_TRIED in "$$ "*) tried=${{LIVENESSPROBE_TRIED#* }} ;; esac
