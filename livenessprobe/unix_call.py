@@ -7,13 +7,13 @@ import errno
 import os
 import socket
 import stat
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from livenessprobe.http2_call import Http2Call, Unprocessed, request_head
 from livenessprobe.rpc import Reply, Unreachable
+from livenessprobe.stopping import Stop
 
 _RECEIVED_AT_ONCE = 16384
 _SAME_MOMENT_SECONDS = 0.01
@@ -26,9 +26,7 @@ class UnixCall:
     def __init__(self, path: str) -> None:
         self._path = path
         self._heads: dict[str, bytes] = {}
-        self._lock = threading.Lock()
-        self._closed = False
-        self._connections: set[socket.socket] = set()
+        self._stop = Stop()
 
     def __call__(self, method: str, request: bytes, deadline: float) -> Reply:
         """Call a method; see rpc.Call. A call that the peer did not process is made again, once, as grpc-go does."""
@@ -38,24 +36,20 @@ class UnixCall:
             except Unprocessed:
                 return self._attempt(method, request, deadline, again=False)
         except Unreachable:
-            if self._closed:
+            if self._stop.is_set():
                 return _STOPPING
             raise
 
     def close(self) -> None:
         """End the calls under way, and let no new one begin; from any thread."""
-        with self._lock:
-            self._closed = True
-            for connection in self._connections:
-                with suppress(OSError):  # the peer may have gone
-                    connection.shutdown(socket.SHUT_RDWR)
+        self._stop.set()
 
     def _attempt(self, method: str, request: bytes, deadline: float, *, again: bool) -> Reply:
         head = self._heads.get(method) or self._heads.setdefault(method, request_head(method))
         with self._connected() as connection:
             call = Http2Call(head, request, lambda: deadline - time.monotonic(), again=again)
             reply = None
-            while reply is None and not self._closed:
+            while reply is None and not self._stop.is_set():
                 try:
                     received = _exchange(connection, call.to_send, deadline)
                 except TimeoutError:
@@ -71,7 +65,7 @@ class UnixCall:
                 and time.monotonic() > deadline - _SAME_MOMENT_SECONDS
             ):
                 reply = self._unanswered(method, call)  # the driver keeps our deadline too, and was quicker
-        return _STOPPING if self._closed or reply is None else reply
+        return _STOPPING if self._stop.is_set() or reply is None else reply
 
     @contextmanager
     def _connected(self) -> Iterator[socket.socket]:
@@ -86,13 +80,8 @@ class UnixCall:
                 connection.connect(self._path)
             except OSError as error:
                 raise self._unreachable(error) from None
-            with self._lock:
-                self._connections.add(connection)
-            try:
+            with self._stop.interrupting(lambda: _shut_down(connection)):
                 yield connection
-            finally:
-                with self._lock:
-                    self._connections.remove(connection)
 
     def _unanswered(self, method: str, call: Http2Call) -> Reply:
         if call.greeted:  # a number would vary, a change in the log's eyes
@@ -124,6 +113,11 @@ class UnixCall:
                 reason, f" (this program is uid {os.geteuid()}, {owner}; where these fit, SELinux denies it)"
             )
         return Unreachable(reason, may_heal=error.errno in (errno.ENOENT, errno.ECONNREFUSED))
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with suppress(OSError):  # the peer may have gone
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _words(error: OSError) -> str:

@@ -23,7 +23,7 @@ SIBLINGS = {
     "driver_name": {"stopping"},
     "driver": {"grpc_call", "health", "identity_pb2", "rpc", "unix_call"},
     "grpc_call": {"rpc", "stopping"},
-    "unix_call": {"http2_call", "rpc"},
+    "unix_call": {"http2_call", "rpc", "stopping"},
     "http2_call": {"grpc_answer", "http2_frames", "rpc"},
     "grpc_answer": {"rpc"},
     "config": {"address", "goflags", "quoting"},

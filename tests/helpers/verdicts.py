@@ -299,6 +299,10 @@ CASES: dict[str, Case] = {
         ANSWER,
         rule=HEADERS_RULE,
     ),
+    "interim answers from the first to the last": ok(
+        *(headers(field(b":status", status)) for status in (b"100", b"199")), ANSWER, rule=HEADERS_RULE
+    ),
+    "data before header fields": ok(BODY, BEGIN, END, rule="transport, handleData"),
     "CONTINUATION": ok(split(begin(), 0), BODY, split(field(b"grpc-status", b"0"), END_STREAM)),
     "unknown frames": ok(UNKNOWN_FRAMES, BEGIN, UNKNOWN_FRAMES, BODY, UNKNOWN_FRAMES, END),
     "a promise": ok(
@@ -354,6 +358,12 @@ CASES: dict[str, Case] = {
         "OK",
         "x" * 65536,
         "RFC 9113, 5.2: the window is opened again",
+    ),
+    "64 KiB in single bytes": Case(
+        answered(BEGIN + b"".join(data(LARGE[at : at + 1]) for at in range(len(LARGE))) + END),
+        "OK",
+        "x" * 65536,
+        "RFC 9113, 6.1",
     ),
     "64 KiB, and more padding": Case(
         answered(
@@ -505,6 +515,7 @@ CASES: dict[str, Case] = {
             (b"17", "Code(17)"),
             (b"404", "Code(404)"),
             (b"-1", "Code(4294967295)"),
+            (b"-2147483648", "Code(2147483648)"),
             (b"2147483647", "Code(2147483647)"),
             (b"0000000000000013", "Internal"),
         ]
@@ -601,6 +612,8 @@ CASES: dict[str, Case] = {
             headers(begin(b"text/html", status=b"%d" % status)) + HTML,
         )
         for status, code in [
+            (99, "Unknown"),
+            (200, "Unknown"),
             (204, "Unknown"),
             (302, "Unknown"),
             (400, "Internal"),
@@ -668,6 +681,9 @@ CASES: dict[str, Case] = {
     ),
     "a compressed message, of no encoding": bad(
         "Internal", "compressed (1)", MESSAGE_RULE, BEGIN + data(b"\1\0\0\0\4gzip") + END
+    ),
+    "compressed data before header fields": bad(
+        "Internal", "compressed (1)", MESSAGE_RULE, data(b"\1\0\0\0\4gzip")
     ),
     "gzip announced, and not used": ok(
         headers(begin(b"application/grpc", field(b"grpc-encoding", b"gzip"))), BODY, END, rule=MESSAGE_RULE
