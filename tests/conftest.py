@@ -26,6 +26,8 @@ class ProbeFactory(Protocol):
     ) -> program.Probe: ...
 
 
+# The timeout of tests that need the images.
+IMAGE_SECONDS = 600
 _THE_FIRST = pytest.StashKey[bool]()
 
 
@@ -42,13 +44,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a fixture of their file go to the same worker, and the longest begin first."""
+    """Tests that share a fixture of their file go to the same worker; those that take long begin early."""
     for item in items:
         assert isinstance(item, pytest.Function)
         for definitions in item._fixtureinfo.name2fixturedefs.values():
             if definitions[-1].scope != "function" and definitions[-1].baseid.endswith(".py"):
                 item.add_marker(pytest.mark.xdist_group(definitions[-1].baseid))
-    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout")), default=0))
+    turns = {item: turn for turn, item in enumerate(items)}
+    for item in items:
+        patience = max((mark.args[0] for mark in item.iter_markers("timeout")), default=0)
+        if patience > IMAGE_SECONDS or item.path.name == "test_image.py":
+            turns[item] = 0  # where the images are made, too
+        elif patience == IMAGE_SECONDS:
+            turns[item] //= 2  # when they are there
+    items.sort(key=turns.__getitem__)
 
 
 def _children() -> dict[int, str]:
