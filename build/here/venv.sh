@@ -42,9 +42,10 @@ echo "Installing into .venv what it takes $what"
 [ -t 1 ] && quiet= || quiet=-q
 errors=$(mktemp)
 trap 'rm -f "$errors"' EXIT
-# Every file is pinned by its hash, so a machine's own version constraints could only get in the way.
+# Every file is pinned by its hash, so a machine's own version constraints could only get in the way. Python compiles
+# what it imports, which is a small part.
 # shellcheck disable=SC2086  # quiet is not a word if it is empty
-PIP_CONSTRAINT=/dev/null PIP_USER=0 .venv/bin/python -m pip install $quiet --disable-pip-version-check \
+PIP_CONSTRAINT=/dev/null PIP_USER=0 .venv/bin/python -m pip install $quiet --no-compile --disable-pip-version-check \
     --require-hashes --only-binary=:all: --requirement "$lock" 2>"$errors" || {
     if grep -q 'after connection broken by' "$errors"; then
         fail "no network here, or no package index that answers: .venv cannot be filled"

@@ -103,7 +103,7 @@ class BareMachine:
     def run(self, user: int, home: str, command: str) -> int:
         """Run a command in the clone, which prints what it has to say."""
         kept = {name: value for name, value in os.environ.items() if VARIABLES.fullmatch(name)}
-        environment = {"HOME": home, "LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin"} | kept
+        environment = {"HOME": home, "LANG": "C.UTF-8", "PATH": "/usr/bin:/usr/sbin:/bin:/sbin"} | kept
         inside = ["sh", "-c", f"cd {home}/clone && exec {command}"]
         unshare = ["unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child"]
         return subprocess.run(
