@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -129,6 +130,8 @@ def bare_machine(release: str) -> Iterator[BareMachine]:
 
 
 def main() -> None:
+    # So that nothing is left then either.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for release in sys.argv[1:]:
         begin = time.monotonic()
         with bare_machine(release) as machine:
