@@ -390,6 +390,14 @@ def test_targets_in_the_text_exist() -> None:
     assert named <= {row.removeprefix("make ") for row in column(CONTRIBUTING, "target", "what it does")}
 
 
+def test_the_map_has_each_test_file() -> None:
+    listed = "".join(files for _, files in table(CONTRIBUTING, "what the program does", "test files"))
+
+    assert set(re.findall(r"\btest_\w+", listed)) == {
+        path.stem for path in (ROOT / "tests").glob("test_*.py")
+    }
+
+
 def test_layout_names_each_module() -> None:
     listed = column(CONTRIBUTING, "file", "what is in it, and its rule")
 

@@ -21,6 +21,7 @@ def look_up(lock: Path, service: str) -> list[str] | None:
         [
             *(sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip"),
             *("--vulnerability-service=osv", f"--osv-url={service}", "--progress-spinner=off"),
+            f"--cache-dir={HERE.parent.parent / '.cache' / 'pip-audit'}",
             *("--format=json", f"--requirement={lock}"),
         ],
         capture_output=True,

@@ -17,6 +17,7 @@ import pyz
 import tars
 
 SYFT = Path(sys.executable).with_name("syft")
+CACHE = Path(__file__).parents[2] / ".cache" / "syft"
 
 
 def list_content(archive: Path) -> Path:
@@ -49,7 +50,7 @@ def _scan(source: str) -> dict[str, Any]:
     done = subprocess.run(
         [SYFT, "scan", "--quiet", *name, "--output=spdx-json", source],
         check=True,
-        env=os.environ | {"SYFT_CHECK_FOR_APP_UPDATE": "false"},
+        env=os.environ | {"SYFT_CHECK_FOR_APP_UPDATE": "false", "SYFT_CACHE_DIR": str(CACHE)},
         stdout=subprocess.PIPE,
     )
     return dict(json.loads(done.stdout))

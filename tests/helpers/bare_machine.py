@@ -114,10 +114,12 @@ class BareMachine:
             stdin=subprocess.DEVNULL,
         ).returncode
 
-    def fetched(self, home: str) -> float:
-        """MB that pip keeps of what it fetched, which is all of it."""
-        cache = self.root / home.lstrip("/") / ".cache" / "pip"
-        return sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) / 1e6
+
+def received_mb() -> float:
+    """What this machine has received over the network, which beside other work is more than what a run fetches."""
+    routes = [line.split() for line in Path("/proc/net/route").read_text().splitlines()]
+    outside = next(route[0] for route in routes if route[1] == "00000000")
+    return int(Path(f"/sys/class/net/{outside}/statistics/rx_bytes").read_text()) / 1e6
 
 
 @contextlib.contextmanager
@@ -140,14 +142,15 @@ def main() -> None:
                 who = "root" if user == 0 else "a user"
                 machine.clone(home, user)
                 for command in ("make demo", "make test"):
-                    begin = time.monotonic()
+                    begin, before = time.monotonic(), received_mb()
                     code = machine.run(user, home, command)
-                    taken = f"{time.monotonic() - begin:.0f} s, {machine.fetched(home):.0f} MB fetched so far"
+                    fetched = received_mb() - before
+                    taken = f"{time.monotonic() - begin:.0f} s, {fetched:.0f} MB"
                     print(f"bare {release}: {command} as {who}: exit code {code}, {taken}", flush=True)
                     if code:
                         sys.exit(1)
-                    if command == "make demo" and machine.fetched(home) > MOST_FETCHED_MB:
-                        sys.exit(f"bare_machine: more than {MOST_FETCHED_MB} MB for the demo")
+                    if command == "make demo" and fetched > MOST_FETCHED_MB and "CI" in os.environ:
+                        sys.exit(f"bare_machine: make demo may fetch {MOST_FETCHED_MB} MB")
 
 
 if __name__ == "__main__":
