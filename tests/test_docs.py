@@ -19,6 +19,7 @@ import peers
 import program
 import pytest
 import test_fuzz
+import verdicts
 from fake_driver import FakeDriver
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -170,11 +171,13 @@ CASES: dict[str, Case] = {
     "hang": _told("hang"),
     "stopped": lambda driver, ends: driver.start().pause(),
     "closes": _peer(peers.settings_then_close),
+    "not gRPC": _peer(verdicts.CASES["HTTP 404"].peer),
     "missing": lambda driver, ends: None,
     "stale": _peer(peers.stale_socket),
     "full": _peer(peers.never_accepting),
     "forbidden": _peer(peers.forbidden),
     "file": _peer(peers.regular_file),
+    "closes at once": _peer(verdicts.CASES["closed before a word"].peer),
     "no HTTP/2": _peer(peers.http1),
 }
 
