@@ -79,6 +79,8 @@ class Config:
     json_logs: bool
     warnings: tuple[tuple[str, str], ...]
     """(message, flag) for what was accepted and has no effect."""
+    flags: tuple[tuple[str, str], ...]
+    """(name, value as Go writes it) of every flag, for people."""
 
 
 def _vmodule(text: str) -> tuple[tuple[str, int], ...]:
@@ -224,7 +226,18 @@ def decide(given: Given) -> Config:
         vmodule=values["vmodule"],
         json_logs=values["logging-format"] == "json",
         warnings=tuple(_warnings(values, given)),
+        flags=tuple((flag.name, _written(flag, values.get(flag.name))) for flag in FLAGS),
     )
+
+
+def _written(flag: Flag, value: Any) -> str:
+    if flag.read is boolean:
+        return str(bool(value)).lower()
+    if flag.read is duration:
+        return goflags.written(value)
+    if flag.read is _vmodule:
+        return ",".join(f"{pattern}={verbosity}" for pattern, verbosity in value)
+    return "" if value is None else str(value)
 
 
 def _warnings(values: Mapping[str, Any], given: Given) -> Iterator[tuple[str, str]]:

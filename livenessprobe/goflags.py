@@ -69,6 +69,23 @@ def duration(text: str) -> float:
     return -seconds if negative else seconds
 
 
+def written(seconds: float) -> str:
+    """Write a duration as Go does: 300ms, 3s, 1m0.5s, 1h0m0s."""
+    sign, nanoseconds = "-" * (seconds < 0), round(abs(seconds) * 1e9)
+    if 0 < nanoseconds < 10**9:
+        unit = next(unit for unit in ("ms", "µs", "ns") if nanoseconds >= _NANOSECONDS[unit])
+        return f"{sign}{_decimal(nanoseconds, _NANOSECONDS[unit])}{unit}"
+    minutes, rest = divmod(nanoseconds, _NANOSECONDS["m"])
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{hours}h{minutes}m" if hours else f"{minutes}m" * (minutes > 0)
+    return f"{sign}{shown}{_decimal(rest, 10**9)}s"
+
+
+def _decimal(number: int, unit: int) -> str:
+    whole, rest = divmod(number, unit)
+    return f"{whole}.{rest * 10**9 // unit:09}".rstrip("0").rstrip(".")
+
+
 def _scaled(number: str, unit: str) -> int:
     """Return a number with its unit in nanoseconds, times ten to the power of _DECIMALS: exact, as sums of floats aren't."""
     if unit not in _NANOSECONDS:

@@ -26,12 +26,24 @@ class Change:
     """Whether this only reminds of what was said before."""
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The last verdict and how it came to that; one value, so that other threads never meet half of it."""
+
+    verdict: Verdict
+    asked: float
+    """When, by a monotonic clock, its check was asked for."""
+    found: float
+    changes: tuple[Change, ...]
+    """The last 16 that were new, the newest last: its `at` is since when things are as they are."""
+
+
 class History:
     """Finds the changes in a row of verdicts: new states and reasons at once, the same again at growing intervals."""
 
     def __init__(self) -> None:
-        self.changes: tuple[Change, ...] = ()
-        """The last 16 that were new, the newest last: its `at` is since when things are as they are."""
+        self.seen: Seen | None = None
+        """None before the first verdict."""
         self._last: Verdict | None = None
         self._failures = 0
         self._texts = 1
@@ -40,8 +52,10 @@ class History:
     def add(self, verdict: Verdict, asked: float, now: float) -> Change | None:
         """Take the next verdict, asked for and found at moments of a monotonic clock; return what is worth saying."""
         change = self._change(verdict, asked, now)
+        changes = self.seen.changes if self.seen else ()
         if change is not None and not change.repeated:
-            self.changes = (*self.changes, change)[-_KEPT:]
+            changes = (*changes, change)[-_KEPT:]
+        self.seen = Seen(verdict, asked, now, changes)
         return change
 
     def _change(self, verdict: Verdict, asked: float, now: float) -> Change | None:

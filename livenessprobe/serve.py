@@ -2,25 +2,29 @@
 
 Three threads are all it ever needs: this one serves HTTP, one checks, one learns the driver's name. What they use is
 loaded after binding and before they start, as that takes time; who asks meanwhile waits in the listener's queue.
+
+It has more than 250 lines, as the whole story is to be read in one place.
 """
 
 import logging
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from livenessprobe import health, threads
+from livenessprobe import __version__, health, threads
 from livenessprobe.checks import Checked, Checks
 from livenessprobe.config import Config, ConfigError, Endpoint, Exit
 from livenessprobe.driver_name import Naming
 from livenessprobe.exchange import Reply, Response, Route
 from livenessprobe.health import Outcome, Verdict
-from livenessprobe.history import Change, History
+from livenessprobe.history import Change, History, Seen
 from livenessprobe.quoting import printable
 from livenessprobe.resolving import Interrupted
 from livenessprobe.stopping import Stop
@@ -42,16 +46,20 @@ def serve(config: Config) -> Exit:
     stop, problems = Stop(), list[str]()
     checks = Checks(stop, time.monotonic)
     metrics = cache(partial(_load_metrics, config.probe_timeout))
+    history, names = History(), deque([""], maxlen=1)
+    for_metrics = {config.metrics_path: partial(_scrape, metrics)}
+    for_health = _health_routes(checks)
+    if config.statusz:
+        others = for_metrics if config.metrics == config.health else ()
+        for_health |= _status_routes(config, (*for_health, "/statusz", "/flagz", *others), history, names)
     try:
-        server = Server(
-            *_listen(config, _health_routes(checks), {config.metrics_path: partial(_scrape, metrics)})
-        )
+        server = Server(*_listen(config, for_health, for_metrics))
     except Interrupted:
         _logger.info("Stopping")
         return Exit.OK
     with _stopped_by_signals(server):
         try:
-            for name, work in _load_workers(config, checks, metrics, stop).items():
+            for name, work in _load_workers(config, checks, metrics, stop, history, names).items():
                 threads.start(name, partial(_work, work, problems, server))
         except Exception as error:
             problems.append(str(error) if isinstance(error, threads.Denied) else repr(error))
@@ -105,20 +113,29 @@ def _stopped_by_signals(server: Server) -> Iterator[None]:
 
 
 def _load_workers(
-    config: Config, checks: Checks, metrics: "Callable[[], Metrics]", stop: Stop
+    config: Config,
+    checks: Checks,
+    metrics: "Callable[[], Metrics]",
+    stop: Stop,
+    history: History,
+    names: deque[str],
 ) -> dict[str, Callable[[], None]]:
     """Load what talks to the driver and counts; return what the threads are to do, by their names."""
     bound = time.monotonic()
     from livenessprobe.driver import Driver, way_to
 
-    observers = [partial(_log_changes, History(), stop)]
+    def learn(name: str) -> None:
+        names.append(name)
+        metrics().driver_name = name
+
+    observers = [partial(_log_changes, history, stop)]
     call = way_to(config.csi_address, config.socket_path)
     if config.metrics is None:
         driver = Driver(config.csi_address, config.socket_path, call)
-        naming = Naming(driver, config.probe_timeout, lambda name: None)
+        naming = Naming(driver, config.probe_timeout, names.append)
     else:
         driver = Driver(config.csi_address, config.socket_path, call, metrics().call)
-        naming = Naming(driver, config.probe_timeout, partial(setattr, metrics(), "driver_name"))
+        naming = Naming(driver, config.probe_timeout, learn)
         observers.append(partial(_count, metrics()))
     observers.append(partial(_hear_of_driver, naming))
     patience = health.served(config.connection_timeout, config.probe_timeout)
@@ -162,6 +179,36 @@ def _health_routes(checks: Checks) -> dict[str, Route]:
         "/livez": route(Outcome.HEALTHY, Outcome.NOT_READY),
         "/readyz": route(Outcome.HEALTHY),
     }
+
+
+def _status_routes(
+    config: Config, paths: Iterable[str], history: History, names: deque[str]
+) -> dict[str, Route]:
+    """Serve the pages for people; names holds the driver's."""
+    started = time.monotonic()
+    versions = (("Python", sys.version.split()[0]), ("Binary", __version__))
+
+    @lru_cache(maxsize=1)
+    def page(name: str, seen: Seen | None, now: int) -> Response:
+        """Write it once a second, where nothing changes: long texts take their time, and hundreds can ask."""
+        from livenessprobe.status import Program, statusz
+
+        program = Program(started, versions, tuple(paths), config.csi_address)
+        return _page(statusz(program, name, seen, now, time.time() - time.monotonic()))
+
+    def flags(reply: Reply) -> None:
+        from livenessprobe.status import flagz
+
+        reply(_page(flagz(config.flags)))
+
+    return {
+        "/statusz": lambda reply: reply(page(names[0], history.seen, int(time.monotonic()))),
+        "/flagz": flags,
+    }
+
+
+def _page(text: str) -> Response:
+    return Response(HTTPStatus.OK, text.encode(errors="backslashreplace"))
 
 
 def _load_metrics(probe_timeout: float) -> "Metrics":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -43,6 +43,12 @@ OLD = {
     "add_dir_header": "true",
     "one_output": "true",
 }
+DEFAULTS = {
+    **{name: "false" if value in ("true", "false") else "" for name, value in OLD.items()},
+    **STRINGS,
+    **dict.fromkeys(BOOLEANS, "false"),
+    "statusz": "true",
+}
 EVERYWHERE = Endpoint("health-port", "9808", "", 9808)
 
 
@@ -68,7 +74,36 @@ def test_defaults() -> None:
         vmodule=(),
         json_logs=False,
         warnings=(),
+        flags=tuple((flag.name, DEFAULTS[flag.name]) for flag in config.FLAGS),
     )
+
+
+def test_flags_are_written_as_go_does() -> None:
+    given = {
+        "csi-address": "unix:///csi/csi.sock",
+        "connection-timeout": "0m90.50s",
+        "probe-timeout": "0.3s",
+        "http-endpoint": ":9808",
+        "once": "T",
+        "statusz": "0",
+        "v": "+05",
+        "vmodule": "driver.py=5,,web=4",
+        "log_dir": "/x",
+        "log_file_max_size": "07",
+        "one_output": "1",
+    }
+    shown = dict(parse([f"--{name}={value}" for name, value in given.items()]).flags)
+
+    assert shown == DEFAULTS | given | {
+        "connection-timeout": "1m30.5s",
+        "probe-timeout": "300ms",
+        "once": "true",
+        "statusz": "false",
+        "v": "5",
+        "vmodule": "driver=5,web=4",
+        "log_file_max_size": "7",
+        "one_output": "true",
+    }
 
 
 def test_a_config_is_frozen() -> None:
@@ -447,7 +482,7 @@ def test_flag_errors(argument: str, said: str) -> None:
     ],
 )
 def test_accepted_without_effect_and_without_a_word(argument: str) -> None:
-    assert parse([argument]) == parse([])
+    assert replace(parse([argument]), flags=()) == replace(parse([]), flags=())
     name = argument[2:].partition("=")[0]
     assert ["without effect" in flag.usage for flag in config.FLAGS if flag.name == name] == [True]
 

@@ -364,3 +364,26 @@ def test_description() -> None:
         "  -empty string\n"
         "    \tNo default."
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.0, "0s"),
+        (1e-9, "1ns"),
+        (1.5e-6, "1.5µs"),
+        (0.3, "300ms"),
+        (0.999999999, "999.999999ms"),
+        (1.0, "1s"),
+        (59.5, "59.5s"),
+        (60.0, "1m0s"),
+        (90.0, "1m30s"),
+        (3600.0, "1h0m0s"),
+        (3661.000000001, "1h1m1.000000001s"),
+        (-0.05, "-50ms"),
+        (-60.0, "-1m0s"),
+    ],
+)
+def test_durations_are_written_as_go_does(seconds: float, expected: str) -> None:
+    assert goflags.written(seconds) == expected
+    assert goflags.duration(expected) == seconds

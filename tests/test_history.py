@@ -120,8 +120,18 @@ def test_the_last_16_changes_are_kept_without_reminders() -> None:
     events = [(0, HEALTHY), (2, MISSING), (12, MISSING)]
     events += [(now, HEALTHY if now % 2 else MISSING) for now in range(13, 40)]
     found = [history.add(verdict, now, now) for now, verdict in events[:3]]
-    assert list(history.changes) == found[:2]
+    assert history.seen
+    assert list(history.seen.changes) == found[:2]
     assert found[2]
 
     found += [history.add(verdict, now, now) for now, verdict in events[3:]]
-    assert list(history.changes) == found[-16:]
+    assert list(history.seen.changes) == found[-16:]
+
+
+def test_the_last_verdict_is_kept_with_its_moments() -> None:
+    assert History().seen is None
+    history = History()
+    for asked, found in ((1.0, 1.5), (2.0, 2.25)):
+        history.add(MISSING, asked, found)
+        assert history.seen
+        assert (history.seen.verdict, history.seen.asked, history.seen.found) == (MISSING, asked, found)

@@ -27,6 +27,8 @@ from denying import denying
 from fake_driver import CODES, FakeDriver
 from test_exchange import FINE, MALFORMED, NO_HTTP1, read_answer
 
+from livenessprobe import __version__, config
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -84,7 +86,7 @@ def test_each_path_for_each_outcome(
     assert probe.get().text == f"cannot connect to {driver.target}: no such file or directory"
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz", "/metrics"])
+@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz", "/metrics", "/statusz", "/flagz"])
 def test_paths_take_get_and_head_alone(driver: FakeDriver, probe: program.Probe, path: str) -> None:
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
         answer = probe.get(path, method)
@@ -93,7 +95,76 @@ def test_paths_take_get_and_head_alone(driver: FakeDriver, probe: program.Probe,
     assert probe.get(path + "/").status == 404
     assert probe.get(path.upper()).status == 404
     # None of the refused ones was a check.
-    assert driver.seen().probes == (path != "/metrics")
+    assert driver.seen().probes == (path.endswith(("healthz", "livez", "readyz")))
+
+
+def _fields(page: str) -> dict[str, str]:
+    """What a page for people says, by the words before the colon."""
+    return {
+        name: value for name, colon, value in (line.partition(": ") for line in page.splitlines()) if colon
+    }
+
+
+@BOTH
+def test_statusz_tells_what_the_answers_and_the_log_tell(driver: FakeDriver, probe: program.Probe) -> None:
+    probe.wait_for_log("Learnt the CSI driver's name")
+    before = _fields(probe.get("/statusz").text)
+    assert before["Driver address"] == driver.target
+    assert before["Driver name"] == "fake.csi.k8s.io"
+    assert before["Paths"] == "/healthz /livez /readyz /statusz /flagz /metrics"
+    assert before["Last verdict"].startswith("none yet")
+    assert driver.seen().probes == 0
+
+    texts = ["ok"]
+    assert probe.get().text == "ok"
+    for message in ("no disk", "no net"):
+        driver.set("error", message=message)
+        texts += [probe.get().text for _ in range(2)][:1]
+    answer = probe.get("/statusz")
+    page = _fields(answer.text)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    assert page["Binary version"] == __version__
+    assert re.fullmatch(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d UTC \d{4}", page["Started"])
+    assert page["Last verdict"] == f"failed: {texts[-1]}"
+    assert re.search(r", \d hr \d\d min \d\d sec ago, took \d\.\d{3} s$", page["Last check"])
+    changes = answer.text.partition("Last changes, the newest first:\n")[2].splitlines()
+    assert [line.partition("  ")[2].partition(": ")[2] for line in changes] == texts[::-1]
+    # As many changes as the log has.
+    log = [line for line in probe.log_lines if '"CSI driver is ' in line]
+    assert len(log) == len(changes)
+    # Within a second, too, it has what the answer had.
+    driver.set("unset")
+    assert probe.get().text == "ok"
+    assert _fields(probe.get("/statusz").text)["Last verdict"] == "healthy: ok"
+    assert driver.seen().probes == 6
+
+
+def test_flagz_lists_every_flag_with_its_value(probe: program.Probe, socket_path: Path) -> None:
+    flags = dict(line.split("=", 1) for line in probe.get("/flagz").text.splitlines() if "=" in line)
+
+    assert flags.keys() == {flag.name for flag in config.FLAGS}
+    assert list(flags) == sorted(flags)
+    assert flags["csi-address"] == str(socket_path)
+    assert flags["probe-timeout"] == "1s"
+    assert flags["statusz"] == "true"
+
+
+def test_pages_for_people_can_be_turned_off(probe_factory: ProbeFactory) -> None:
+    probe = probe_factory("--csi-address=/nowhere", "--http-endpoint=127.0.0.1:0", "--statusz=false")
+    for path in ("/statusz", "/flagz"):
+        assert probe.get(path).status == 404
+    assert "statusz" not in probe.log_lines[0]
+
+
+def test_pages_for_people_are_where_health_is(probe_factory: ProbeFactory) -> None:
+    probe = probe_factory(
+        "--csi-address=/nowhere", "--health-port=0", "--metrics-address=127.0.0.1:0", listeners=2
+    )
+    assert [[probe.get(path, listener=n).status for path in ("/statusz", "/flagz")] for n in (0, 1)] == [
+        [200, 200],
+        [404, 404],
+    ]
+    assert _fields(probe.get("/statusz").text)["Paths"] == "/healthz /livez /readyz /statusz /flagz"
 
 
 def test_foreign_text_arrives_printable_and_short(driver: FakeDriver, probe: program.Probe) -> None:
