@@ -47,7 +47,9 @@ _STOPPING = Reply("Canceled", "the liveness probe is stopping", None)
 _EMPTY = Reply("Internal", "the reply has no message", None)
 _OURSELVES = " in the liveness probe itself"
 _SPARE = 16  # descriptors, and threads: what a channel and its call take, and those of another thread of ours
-_CANCEL_SECONDS = 0.2  # in which a call that was cancelled has ended
+
+# Channels that got no thread of their own. To close one, or to forget it, would wait for ever.
+_lost: list[grpc.Channel] = []
 
 
 class GrpcCall:
@@ -58,35 +60,27 @@ class GrpcCall:
         logging.getLogger("grpc").setLevel(logging.CRITICAL + 1)  # what it has to say, we say
         self._target = target
         self._stop = Stop()
-        self._hung: dict[grpc.Channel, threading.Event] = {}
-        """Channels of calls that have not ended though they were cancelled, and what tells that they have."""
 
     def __call__(self, method: str, request: bytes, deadline: float) -> Reply:
         if self._stop.is_set():
             return _STOPPING
-        self._recover()
         _spare_descriptors()
         _spare_threads()
         channel = grpc.insecure_channel(self._target, _OPTIONS)
         # Bytes in, bytes out: grpc's own decoding logs a traceback for a reply it cannot read.
-        ended = threading.Event()
+        start = channel.unary_unary(method, bytes, _message).future
         try:
-            call = channel.unary_unary(method, bytes, _message).future(
-                request, timeout=max(deadline - time.monotonic(), 0.001)
-            )
+            call = start(request, timeout=max(deadline - time.monotonic(), 0.001))
         except RuntimeError as error:  # no thread after all
-            self._hung[channel] = ended
+            _lost.append(channel)
             raise Unreachable(str(error), _OURSELVES) from None
+        ended = threading.Event()
         call.add_done_callback(lambda _: ended.set())
         with self._stop.interrupting(call.cancel):
             # Not call.result(): it goes by the clock of the day.
-            in_time = ended.wait(max(deadline - time.monotonic(), 0))
-        if not in_time:
-            call.cancel()
-        if in_time or ended.wait(_CANCEL_SECONDS):
-            channel.close()
-        else:  # to close it, or to forget it, would wait for ever
-            self._hung[channel] = ended
+            ended.wait(max(deadline - time.monotonic(), 0))
+        call.cancel()  # else close() waits for it, and where gRPC lacks a thread nothing else ends it
+        channel.close()
         if self._stop.is_set():
             return _STOPPING
         code, message = _CODE_NAMES[call.code()], call.details() or ""
@@ -99,14 +93,6 @@ class GrpcCall:
         if code == "Unavailable" and message.startswith(_NO_CONNECTION):
             raise _unreachable(message)
         return Reply(code, message, None)
-
-    def _recover(self) -> None:
-        """Close what hung and does so no more; raises Unreachable while a call hangs, for want of threads of gRPC's."""
-        for channel in [channel for channel, ended in self._hung.items() if ended.is_set()]:
-            if self._hung.pop(channel, None):  # another thread may be quicker
-                channel.close()
-        if self._hung:
-            raise Unreachable("gRPC hangs", _OURSELVES)
 
     def close(self) -> None:
         self._stop.set()

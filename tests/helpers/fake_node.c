@@ -13,7 +13,8 @@
 
 static const volatile struct {
     long clock_step;   /* seconds */
-    long threads;      /* 1 more than a process may start in its life, as where a pod has its most; 0: any number */
+    long first_denied; /* of the threads that a process starts in its life, counted from 1; 0: none */
+    long last_denied;
 } sound, *node = &sound;
 
 __attribute__((constructor)) static void map(void)
@@ -33,7 +34,7 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*
     int (*next)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *) = dlsym(RTLD_NEXT, "pthread_create");
     static long started;
     long number = __atomic_add_fetch(&started, 1, __ATOMIC_RELAXED);
-    return node->threads && number >= node->threads ? EAGAIN : next(thread, attributes, run, argument);
+    return node->first_denied && number >= node->first_denied && number <= node->last_denied ? EAGAIN : next(thread, attributes, run, argument);
 }
 
 /* The monotonic clocks stay as they are. So does the kernel's clock of the day: who waits until a moment of that clock
