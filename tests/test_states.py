@@ -52,9 +52,9 @@ PROBE_TIMEOUT = 0.3
 PATIENCE = 20.0
 GET = FINE["HTTP/1.1"]
 
-# What the program may hold whatever happens; it begins with 30 MiB, 3 threads, 7 descriptors. MiB.
-MOST_MEMORY = 96
-MOST_THREADS = 40
+# What the program may hold whatever happens; it begins with 18 MiB, 4 threads, 7 descriptors. MiB.
+MOST_MEMORY = 48
+MOST_THREADS = 4
 MOST_DESCRIPTORS = 32  # beyond those of the clients that are there
 MOST_ORPHANS = 2
 
@@ -90,7 +90,7 @@ OTHERS: dict[str, tuple[peers.Peer, Verdict]] = {
     "silent peer": (peers.silent, NO_ANSWER),
     "junk": (peers.junk, NO_HTTP2),
     "HTTP/1.1": (peers.http1, NO_HTTP2),
-    "closing peer": (peers.closing_at_once, NO_HTTP2),
+    "closing peer": (peers.closing_at_once, unreachable("(closed by the peer|connection reset)")),
 }
 
 
