@@ -14,6 +14,7 @@ import grpc
 import peers
 import program
 import pytest
+from verdicts import BY_GRPCIO, CASES
 
 from livenessprobe.grpc_call import GrpcCall
 from livenessprobe.rpc import Reply, Unreachable
@@ -118,6 +119,17 @@ def test_a_deadline_of_the_drivers_own_is_told_from_ours() -> None:
 def test_a_deadline_that_has_passed_is_kept() -> None:
     with serving(lambda request, context: [b""]) as target:
         assert call(target, -1) == TOO_LATE
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if BY_GRPCIO.get(name) != "DeadlineExceeded"])
+def test_the_verdict_is_that_of_grpc_go_or_known_to_differ(name: str, socket_path: Path) -> None:
+    with CASES[name].peer(socket_path):
+        try:
+            code = call(f"unix:{socket_path}").code
+        except Unreachable:
+            code = ""
+
+    assert code == BY_GRPCIO.get(name, CASES[name].code)
 
 
 def test_each_call_has_a_connection_of_its_own() -> None:

@@ -329,6 +329,23 @@ def test_a_drivers_life(probe_factory: ProbeFactory, socket_path: Path) -> None:
         becomes(500, "connection refused")
 
 
+def test_a_stopped_driver_that_is_killed_and_comes_back_is_healthy_in_that_very_check(
+    probe_factory: ProbeFactory, socket_path: Path
+) -> None:
+    probe = probe_factory(
+        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=20s", "-v=5"
+    )
+    with FakeDriver(socket_path) as driver, ThreadPoolExecutor() as clients:
+        probe.wait_for_log('driver="fake.csi.k8s.io"')
+        driver.pause()
+        seen = len(probe.log_lines)
+        answer = clients.submit(probe.get)
+        probe.wait_for_log('"Calling the CSI driver" method="/csi.v1.Identity/Probe"', after=seen)
+        driver.kill()
+        driver.start()
+        assert (answer.result().status, answer.result().text) == (200, "ok")
+
+
 @pytest.mark.parametrize("scheme", ["", "dns:///"])
 def test_tcp_driver(probe_factory: ProbeFactory, scheme: str) -> None:
     with FakeDriver("127.0.0.1:0") as driver:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import program
 import pytest
 from stacks import STACKS, node_reply
 
@@ -26,6 +27,14 @@ def test_a_reply(stack: str, size: int, socket_path: Path) -> None:
         replies = [call("/csi.v1.Identity/Probe", b"", time.monotonic() + PATIENCE) for _ in range(3)]
 
     assert replies == [Reply("OK", "", node_reply(size))] * 3
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_the_program_beside_it(stack: str, socket_path: Path) -> None:
+    with STACKS[stack](socket_path, 0, "", node_reply(4)):
+        done = program.run_once(["--once", f"--csi-address={socket_path}"], command=program.MODULE)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 
 @pytest.mark.parametrize("stack", STACKS)
