@@ -360,6 +360,41 @@ def test_tcp_driver(probe_factory: ProbeFactory, scheme: str) -> None:
     assert answer.text.startswith(f"cannot connect to {address}: connection refused")
 
 
+# ---- a new connection each time, and no other
+
+
+def test_a_driver_that_serves_old_connections_alone_is_never_healthy(
+    driver: FakeDriver, probe_factory: ProbeFactory
+) -> None:
+    """In a row of quick checks too, and whoever else asks between them."""
+    probe = probe_factory(
+        f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=300ms"
+    )
+    for _ in range(50):
+        assert probe.get().status == 200
+    driver.exhaust_descriptors()
+    for _ in range(8):
+        assert probe.get().status == 500
+    driver.release_descriptors()
+    driver.wait_until(lambda seen: seen.connections == 0)
+    assert probe.get().status == 200
+
+
+def test_a_driver_with_one_connection_at_a_time_is_healthy_in_a_row_of_quick_checks(
+    driver: FakeDriver, folder: Path, probe_factory: ProbeFactory
+) -> None:
+    between = folder / "between.sock"
+    with peers.relay(between, driver.target, at_a_time=1) as connections:
+        probe = probe_factory(
+            f"--csi-address={between}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=10s"
+        )
+        probe.wait_for_log("Learnt the CSI driver's name")
+        for _ in range(100):
+            assert probe.get().status == 200
+        driver.wait_until(lambda seen: seen.connections == 0)
+    assert len(connections) == driver.seen().probes + driver.seen().infos
+
+
 # ---- sharing
 
 

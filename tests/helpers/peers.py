@@ -123,11 +123,14 @@ def talking(talk: Callable[[socket.socket], None], path: Path) -> Iterator[list[
                 thread.join()
 
 
-def relay(path: Path, target: str) -> contextlib.AbstractContextManager[list[socket.socket]]:
-    """Passes each connection on to the socket at target."""
+def relay(
+    path: Path, target: str, at_a_time: int | None = None
+) -> contextlib.AbstractContextManager[list[socket.socket]]:
+    """Passes each connection on to the socket at target, or only so many at a time; the others wait."""
+    free = threading.Semaphore(at_a_time) if at_a_time else contextlib.nullcontext()
 
     def talk(connection: socket.socket) -> None:
-        with socket.socket(socket.AF_UNIX) as onward:
+        with free, socket.socket(socket.AF_UNIX) as onward:
             onward.connect(target)
             other = {connection: onward, onward: connection}
             while True:
