@@ -6,7 +6,7 @@ _LONGEST_SOCKET_PATH = 107  # bytes: sun_path of unix(7), less its final NUL
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # A scheme in capitals is the same one: Go reads a target as a URL.
 _SCHEME = re.compile(r"(?:dns|ipv4|ipv6|passthrough|unix|unix-abstract|vsock):", re.IGNORECASE)
-# What Go dials as it stands; gRPC's C core has no such scheme.
+# Go dials the rest as it stands; gRPC's C core has no such scheme.
 _PASSTHROUGH = re.compile(r"passthrough:(?://[^/]*/)?(unix:)?(.*)", re.DOTALL)
 # The targets of gRPC's C core that can be a driver's, https://grpc.github.io/grpc/core/md_doc_naming.html; without a
 # scheme it takes them for dns.
@@ -18,7 +18,7 @@ _PORTLESS = ("unix-abstract:", "vsock:")
 def read(text: str) -> tuple[str, str | None]:
     """Return the address to call, and the path of its unix socket, None for another target.
 
-    Raises ValueError with the reason where nothing can be called there.
+    Raises ValueError with the reason if nothing can be called there.
     """
     _refuse_damage(text)
     target = _SCHEME.sub(lambda scheme: scheme[0].lower(), text, count=1) if _SCHEME.match(text) else text
@@ -28,7 +28,7 @@ def read(text: str) -> tuple[str, str | None]:
         target = (passed[1] or "dns:///") + passed[2]
     path = target.removeprefix("unix://") if target.startswith("unix://") else target.removeprefix("unix:")
     if path.startswith("/"):
-        path = "/" + path.lstrip("/")  # what follows two slashes gRPC takes for a host
+        path = "/" + path.lstrip("/")  # gRPC takes what follows two slashes for a host
         size = len(path.encode(errors="surrogateescape"))
         if size > _LONGEST_SOCKET_PATH:
             raise ValueError(f"the path has {size} bytes, a unix socket's at most {_LONGEST_SOCKET_PATH}")
@@ -39,7 +39,7 @@ def read(text: str) -> tuple[str, str | None]:
         )
     if not (_TARGET.fullmatch(target) and target.isprintable()):
         raise ValueError("neither a path nor a gRPC target: write /path, unix:///path, or dns:///host:port")
-    # A larger port gRPC would take modulo 65536, and so take somebody else for the driver.
+    # gRPC would take a larger port modulo 65536, and so take somebody else for the driver.
     port = None if target.startswith(_PORTLESS) else re.search(r":([0-9]+)$", target)
     if port and not (len(port[1]) <= 5 and 0 < int(port[1]) <= 65535):
         raise ValueError("bad port: write a number from 1 to 65535")
@@ -47,7 +47,7 @@ def read(text: str) -> tuple[str, str | None]:
 
 
 def _refuse_damage(text: str) -> None:
-    """Refuse what a manifest's quoting or folding has made of an address: no driver's socket is called so."""
+    """Refuse what a manifest's quoting or folding has made of an address: no driver's socket has such a name."""
     if _CONTROL.search(text):
         raise ValueError("has a control character in it, such as an end of line")
     if text != text.strip():

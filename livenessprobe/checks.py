@@ -1,4 +1,4 @@
-"""Sharing of checks: one at a time, on one thread, for all requests that come while it runs."""
+"""Sharing checks: one at a time, on one thread, for all requests that come while it runs."""
 
 import threading
 from collections.abc import Callable
@@ -59,10 +59,10 @@ class Checks:
                     verdict = check(asked)
                 except Exception as error:  # a defect of ours must not silence the probe
                     verdict = failed("Internal", f"the liveness probe itself failed: {error!r}")
-                # From here on the check has ended: who asks now waits for the next one.
+                # From here on the check has ended: whoever asks now waits for the next one.
                 with self._changed:
                     answers, self._waiting = self._waiting, []
-                try:  # first, so that who has the answer finds it counted
+                try:  # first, so that whoever gets the answer finds it counted
                     for observe in observers:
                         observe(Checked(verdict, len(answers), asked))
                 finally:

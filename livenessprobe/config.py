@@ -1,6 +1,6 @@
 """Our flags and the rules between them: a command line becomes a frozen Config, or an error that names the flag.
 
-Longer than other modules, as the table of flags is one page of it.
+Longer than other modules, since the table of flags takes a page of it.
 """
 
 import enum
@@ -23,7 +23,7 @@ Given = Mapping[str, Any]
 
 
 class Exit(enum.IntEnum):
-    """The program's exit codes; a part of the contract with shells, kubelets and systemd units."""
+    """The program's exit codes, part of the contract with shells, kubelets and systemd units."""
 
     OK = 0
     CONFIGURATION = 1
@@ -58,16 +58,16 @@ class Config:
     """All that the command line decides."""
 
     csi_address: str
-    """As the user wrote it; but a gRPC target as the C core takes it."""
+    """As the user wrote it, but a gRPC target as the C core wants it."""
     socket_path: str | None
-    """The driver's unix socket; None where csi_address is another gRPC target."""
+    """The driver's unix socket; None if csi_address is another gRPC target."""
     connection_timeout: float
     """Seconds."""
     probe_timeout: float
     """Seconds."""
     health: Endpoint
     metrics: Endpoint | None
-    """Equal to health where one server has both; None where metrics are not served."""
+    """Equal to health if one server has both; None if metrics are not served."""
     metrics_path: str
     statusz: bool
     """Whether /statusz and /flagz are served."""
@@ -260,7 +260,7 @@ def _endpoints(values: Mapping[str, Any], given: Given) -> tuple[Endpoint, Endpo
                 values["metrics-address"],
                 "excluded by http-endpoint, which serves metrics too: give one of the two",
             )
-        # The reference lets the default port pass here, so manifests in the field have it beside http-endpoint.
+        # Upstream lets the default port pass here, so manifests in the field have it beside http-endpoint.
         if port != "9808":
             raise ConfigError(
                 "health-port", port, "excluded by http-endpoint, which says the port: give one of the two"

@@ -1,6 +1,6 @@
 """The CSI driver: its Identity service over a way to call it. The only importer of protobuf and of the generated messages.
 
-Whatever `call` says becomes a verdict or a name here; how a call is made is unix_call's and grpc_call's affair.
+Here, whatever `call` says becomes a verdict or a name; how to make a call is up to unix_call and grpc_call.
 """
 
 import logging
@@ -72,7 +72,7 @@ class Driver:
     def name(self, deadline: float) -> tuple[str, str]:
         """Ask the driver for its name, by a moment of time.monotonic().
 
-        Returns the name and "", or "" and what went wrong: "" as well where there was no connection to ask over.
+        Returns the name and "", or "" and what went wrong: also "" if there was no connection to ask over.
         """
         try:
             reply = self._call(GET_PLUGIN_INFO, GetPluginInfoRequest().SerializeToString(), deadline)

@@ -24,7 +24,7 @@ class Driver(Protocol):
 
 
 class Naming:
-    """Asks a driver for its name until it says it, and again whenever there may be another driver."""
+    """Asks a driver for its name until it tells it, and again whenever there may be another driver."""
 
     def __init__(self, driver: Driver, timeout: float, learnt: Callable[[str], None]) -> None:
         """Take the seconds one attempt may take, and who is told a name that is new."""
@@ -33,7 +33,7 @@ class Naming:
         self._asked: object = None
 
     def reached(self) -> None:
-        """Hear that a check reached the driver: where it may be another one, its name is asked without delay."""
+        """Hear that a check reached the driver: if it may be another one, it is asked for its name without delay."""
         if self._driver.identity() != self._asked:
             self._ask.set()
 

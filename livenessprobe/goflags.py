@@ -1,4 +1,4 @@
-"""Command lines in the syntax of Go's flag package; knows no flag of ours, prints nothing, never exits."""
+"""Command lines in the syntax of Go's flag package; knows none of our flags, prints nothing, never exits."""
 
 import re
 from collections import deque
@@ -52,7 +52,7 @@ def unsigned(text: str) -> int:
 def duration(text: str) -> float:
     """Read a duration such as 300ms, 3s, 1m0.5s as seconds; raises ValueError with what to write instead.
 
-    The syntax is that of Go's time.ParseDuration: numbers with units, one after the other, one sign in front.
+    The syntax is that of Go's time.ParseDuration: numbers with units, one after the other, with one sign in front.
     """
     number = text[1:] if text[:1] in ("+", "-") else text
     if number == "0":
@@ -87,7 +87,7 @@ def _decimal(number: int, unit: int) -> str:
 
 
 def _scaled(number: str, unit: str) -> int:
-    """Return a number with its unit in nanoseconds, times ten to the power of _DECIMALS: exact, as sums of floats aren't."""
+    """Return a number with its unit in nanoseconds, times ten to the power of _DECIMALS: exact, unlike sums of floats."""
     if unit not in _NANOSECONDS:
         raise ValueError(f"unknown unit {quote(cut(unit))} in duration: the units are ns, us, ms, s, m, h")
     whole, _, fraction = number.partition(".")
@@ -96,7 +96,7 @@ def _scaled(number: str, unit: str) -> int:
 
 
 def unreplaced(text: str) -> str:
-    """Say what is wrong with a value in which a variable was to be replaced and wasn't; empty where all is well."""
+    """Say what is wrong with a value in which a variable should have been replaced and wasn't; empty if all is well."""
     found = _UNREPLACED.search(text)
     if found is None:
         return ""
@@ -107,7 +107,7 @@ def unreplaced(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One flag: its name without dashes, how its value is read, and what the usage says of it."""
+    """One flag: its name without dashes, how its value is read, and what the usage says about it."""
 
     name: str
     read: Callable[[str], object]
@@ -125,7 +125,7 @@ class Flag:
 def parse(arguments: Sequence[str], flags: Iterable[Flag]) -> Mapping[str, object]:
     """Read the command line (without the program's name) into the values that were given, the last of each name.
 
-    A flag that was not given is not in the result, so the caller sees what is explicit.
+    A flag that was not given is not in the result, so the caller sees which ones are explicit.
     Raises FlagError, or HelpRequested at -h and -help.
     """
     known = {flag.name: flag for flag in flags}
@@ -166,7 +166,7 @@ def _advice(known: Mapping[str, Flag], name: str, argument: str) -> str:
     if blank and flag in known:
         apart = ", or make two items of them" if known[flag].takes_argument else ""
         return f": flag and value are one item: write -{flag}={printable(cut(value))}{apart}"
-    from difflib import get_close_matches  # only at this moment: it costs start-up time
+    from difflib import get_close_matches  # only now: it costs start-up time
 
     nearest = get_close_matches(name, [*known, "help"], 1)
     return f"; the nearest is -{nearest[0]}" if nearest else ""

@@ -28,7 +28,7 @@ _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
 class Answer:
-    """What came of an answer so far."""
+    """What has come of an answer so far."""
 
     def __init__(self) -> None:
         self._began = False

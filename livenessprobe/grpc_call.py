@@ -1,7 +1,7 @@
-"""Calls to every gRPC target that is no unix socket, by grpcio. The only importer of grpc; see rpc.Call.
+"""Calls to every gRPC target that is not a unix socket, by grpcio. The only importer of grpc; see rpc.Call.
 
-grpcio judges by rules of its own, which docs/security.md names. What a node denies it must not hang or end the program:
-the wait for an answer has a clock of ours, and no channel is opened without descriptors and threads to spare.
+grpcio judges by rules of its own, which docs/security.md names. Whatever a node denies it must neither hang nor end the program:
+waiting for an answer is by our own clock, and no channel is opened without descriptors and threads to spare.
 """
 
 import errno
@@ -10,7 +10,7 @@ import os
 import threading
 import time
 
-os.environ["GRPC_VERBOSITY"] = "NONE"  # its C core writes to standard error in a format of its own
+os.environ["GRPC_VERBOSITY"] = "NONE"  # its C core writes to standard error in its own format
 
 import grpc
 
@@ -27,7 +27,7 @@ _CODE_NAMES = {
 _METADATA_BYTES = 1024 * 1024
 _LONGEST_REPLY = 64 * 1024
 _OPTIONS = (
-    ("grpc.use_local_subchannel_pool", 1),  # else channels to the same address share a connection
+    ("grpc.use_local_subchannel_pool", 1),  # otherwise channels to the same address share a connection
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
     ("grpc.service_config_disable_resolution", 1),
@@ -57,7 +57,7 @@ class GrpcCall:
 
     def __init__(self, target: str) -> None:
         """Take a target in gRPC's own syntax."""
-        logging.getLogger("grpc").setLevel(logging.CRITICAL + 1)  # what it has to say, we say
+        logging.getLogger("grpc").setLevel(logging.CRITICAL + 1)  # we say what it has to say
         self._target = target
         self._stop = Stop()
 
@@ -71,13 +71,13 @@ class GrpcCall:
         start = channel.unary_unary(method, bytes, _message).future
         try:
             call = start(request, timeout=max(deadline - time.monotonic(), 0.001))
-        except RuntimeError as error:  # no thread after all
+        except RuntimeError as error:  # there is no thread after all
             _lost.append(channel)
             raise Unreachable(str(error), _OURSELVES) from None
         ended = threading.Event()
         call.add_done_callback(lambda _: ended.set())
         with self._stop.interrupting(call.cancel):
-            # Not call.result(): it goes by the clock of the day.
+            # Not call.result(), which goes by the time of day.
             ended.wait(max(deadline - time.monotonic(), 0))
         call.cancel()  # else close() waits for it, and where gRPC lacks a thread nothing else ends it
         channel.close()
@@ -99,12 +99,12 @@ class GrpcCall:
 
 
 def _message(data: bytes) -> bytes | None:
-    """Take a reply as it is; None is grpc's own word for a reply without one."""
+    """Take a reply as it is; None is how grpc says that there is no message."""
     return data
 
 
 def _unreachable(message: str) -> Unreachable:
-    """Say why grpc got no connection, in its own words where the system has none."""
+    """Say why grpc got no connection, in its own words if the system has none."""
     if "Failed parsing HTTP/2" in message:
         return Unreachable("the peer does not speak HTTP/2")
     reason = _ERRORS.get(message.rpartition(": ")[2], "no connection")
@@ -112,7 +112,7 @@ def _unreachable(message: str) -> Unreachable:
 
 
 def _spare_descriptors() -> None:
-    """Raise Unreachable where there are too few descriptors: gRPC would abort the process for want of one."""
+    """Raise Unreachable if there are too few descriptors: gRPC would abort the process for lack of one."""
     spare: list[int] = []
     try:
         while len(spare) < _SPARE:
@@ -125,7 +125,7 @@ def _spare_descriptors() -> None:
 
 
 def _spare_threads() -> None:
-    """Raise Unreachable where there are too few threads: gRPC would never recover from the want of one."""
+    """Raise Unreachable if there are too few threads: gRPC would never recover from the lack of one."""
     enough = threading.Event()
     try:
         for _ in range(_SPARE):

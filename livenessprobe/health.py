@@ -46,7 +46,7 @@ class Patience:
     """How long a check may take, in seconds."""
 
     connect: float
-    """To go on retrying a socket that is missing or refuses."""
+    """How long to go on retrying a socket that is missing or refuses."""
     answer: float
     """For one attempt to connect and get the answer."""
     total: float
@@ -77,17 +77,17 @@ def check(
     pause: Callable[[float], bool],
     waiting: Callable[[Verdict], None] = lambda verdict: None,
 ) -> Verdict:
-    """Attempt to probe the driver until there is a verdict that waiting would not change, or patience ends.
+    """Try to probe the driver until there is a verdict that waiting would not change, or patience runs out.
 
-    start is when, by the clock, somebody began to wait for it. attempt gets the moment when it must have ended; pause
-    sleeps and returns True where the program is stopping; waiting sees the verdict of every attempt that is about to be
+    start is when, by the clock, somebody began to wait for it. attempt gets the moment by which it must have ended; pause
+    sleeps and returns True if the program is stopping; waiting sees the verdict of every attempt that is about to be
     repeated.
     """
     while True:
         begin = clock()
         verdict = attempt(min(begin + patience.answer, start + patience.total))
         end = clock()
-        # One more attempt, with less time than this one took, would find nothing but that.
+        # One more attempt, with less time than this one took, would only find that time is short.
         needed = max(_SHORTEST_ATTEMPT_SECONDS, end - begin)
         left = start + min(patience.connect, patience.total - needed) - end
         if not verdict.may_heal or left <= 0:

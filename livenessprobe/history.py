@@ -6,7 +6,7 @@ from livenessprobe.health import Outcome, Verdict
 
 _FIRST_REMINDER_SECONDS = 10.0
 _LONGEST_REMINDER_SECONDS = 3600.0
-# How many texts of one reason are news, one after the other: some drivers' texts vary with each call.
+# How many texts in a row with the same reason are news: some drivers' texts vary with each call.
 _MOST_TEXTS = 5
 _KEPT = 16
 
@@ -19,11 +19,11 @@ class Change:
     """When, by a monotonic clock, the verdict was found."""
     verdict: Verdict
     failures: int
-    """Checks in a row that were not healthy; at recovery: that had not been."""
+    """Checks in a row that were not healthy; at recovery, how many had not been."""
     seconds: float
-    """How long that has lasted, from the first of them being asked for."""
+    """How long that has lasted, from when the first of them was asked for."""
     repeated: bool = False
-    """Whether this only reminds of what was said before."""
+    """Whether this only repeats what was said before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Seen:
     """When, by a monotonic clock, its check was asked for."""
     found: float
     changes: tuple[Change, ...]
-    """The last 16 that were new, the newest last: its `at` is since when things are as they are."""
+    """The last 16 that were new, the newest last: its `at` is since when things have been as they are."""
 
 
 class History:
-    """Finds the changes in a row of verdicts: new states and reasons at once, the same again at growing intervals."""
+    """Finds the changes in a row of verdicts: new states and reasons at once, the same ones again at growing intervals."""
 
     def __init__(self) -> None:
         self.seen: Seen | None = None

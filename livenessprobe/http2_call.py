@@ -39,7 +39,7 @@ _ERRORS = tuple(
 
 
 class Unprocessed(Exception):
-    """The peer says that it did not process the call, and takes no other over this connection."""
+    """The peer says that it did not process the call, and takes no others over this connection."""
 
 
 def request_head(method: str) -> bytes:
@@ -62,8 +62,8 @@ class Http2Call:
     def __init__(self, head: bytes, request: bytes, remaining: Callable[[], float], *, again: bool) -> None:
         """Take the request's head and message, what tells the seconds left, and whether the call may be made again.
 
-        Again: once more over this connection, where the peer says that it did not process the call and the connection
-        goes on, or else by raising Unprocessed.
+        Again: once more over this connection, if the peer says that it did not process the call and the connection goes
+        on, or else by raising Unprocessed.
         """
         self.to_send = bytearray(_PREFACE + written(Kind.SETTINGS, struct.pack(">HL", _ENABLE_PUSH, 0)))
         self.greeted = False
@@ -81,7 +81,7 @@ class Http2Call:
     def receive(self, data: bytes) -> Reply | None:
         """Take bytes from the peer; return how the call ended, once it has.
 
-        Raises Unreachable where the peer does not speak HTTP/2, and Unprocessed.
+        Raises Unreachable if the peer does not speak HTTP/2, and Unprocessed.
         """
         self._frames.add(data)
         while True:
@@ -98,7 +98,7 @@ class Http2Call:
                 return reply
 
     def ended(self, how: str) -> Reply:
-        """Say what it means that the connection ended, how being closed or reset."""
+        """Say what it means that the connection ended; how: closed or reset."""
         if not self._frames.bytes:
             raise Unreachable(how, may_heal=True)
         if not self.greeted:
@@ -230,7 +230,7 @@ class Http2Call:
         self._stream_window = self._initial_window
         self._unsent = self._message
         timeout = _timeout(self._remaining())
-        # 0x20 takes note of a smaller table of header fields, in case that the peer asked for one: 0 always fits.
+        # 0x20 acknowledges a smaller table of header fields, in case the peer asked for one: 0 always fits.
         block = (b"" if first else b"\x20") + self._head
         block += b"\x00\x0cgrpc-timeout" + bytes([len(timeout)]) + timeout
         self.to_send += written_headers(block, self._stream)

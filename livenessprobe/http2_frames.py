@@ -1,6 +1,6 @@
 """The frames of HTTP/2 (RFC 9113) as a client reads them, pure: bytes in, frames and header fields out, all bounded.
 
-What breaks HTTP/2, and whether that ends the stream or the connection, is judged as the framer below grpc-go does.
+What breaks HTTP/2, and whether that ends the stream or the connection, is judged as by the framer below grpc-go.
 Header compression is the library hpack's.
 """
 
@@ -14,7 +14,7 @@ from hpack.hpack import Decoder, decode_integer
 END_STREAM = ACK = 0x01
 _END_HEADERS, _PADDED, _PRIORITY = 0x04, 0x08, 0x20
 _HEADER = struct.Struct(">HBBBL")
-LONGEST_FRAME = 16384  # what a peer may send to those who do not ask for more
+LONGEST_FRAME = 16384  # what a peer may send unless asked for more
 
 # More than any answer: a frame for each byte of the longest message, and some.
 _MOST_FRAMES = 70_000
@@ -27,7 +27,7 @@ _SMALL_BLOCK = 4096
 
 
 class Kind:
-    """The frames that matter here; others, of extensions too, are passed over."""
+    """The frames that matter here; others, including extensions', are passed over."""
 
     DATA = 0
     HEADERS = 1
@@ -63,7 +63,7 @@ class TooMuch(Exception):
 
 
 def expect(fact: bool, otherwise: str, stream: int = 0) -> None:
-    """Raise Broken where something is not as it must be."""
+    """Raise Broken if something is not as it must be."""
     if not fact:
         raise Broken(otherwise, stream)
 
@@ -85,7 +85,7 @@ class Frames:
         self.bytes = 0
         """How many came."""
         self.first = b""
-        """Those that are, or should be, the first frame's header."""
+        """The bytes that are, or should be, the first frame's header."""
         self._frames = 0
         self._buffer = bytearray()
         self._begun: Frame | None = None

@@ -1,4 +1,4 @@
-"""The log: klog text or JSON on standard error, one line an event, and a line never blocks the program.
+"""The log: klog text or JSON on standard error, one line per event, and a line never blocks the program.
 
 Elsewhere a line is written with the standard logging module, as a constant message and a dict of values:
 `logger.info("Message", {"key": value})`. Verbosity n is the level logging.INFO - n; errors have the key "err".
@@ -30,7 +30,7 @@ def setup(verbosity: int, vmodule: Sequence[tuple[str, int]], json_lines: bool) 
     handler = Handler(JSONFormatter() if json_lines else KlogFormatter())
     handler.addFilter(lambda record: _enabled(record, verbosity, modules))
     ours.handlers = [handler]
-    # What ends a thread, or fails while memory is cleaned up, would be a traceback.
+    # Whatever ends a thread, or fails while memory is cleaned up, would be a traceback.
     threading.excepthook = lambda failed: _report(failed.exc_value)
     sys.unraisablehook = lambda failed: _report(failed.exc_value)
 
@@ -53,7 +53,7 @@ def _enabled(record: logging.LogRecord, verbosity: int, modules: Sequence[tuple[
 
 
 class Handler(logging.Handler):
-    """Hands lines to a writer; what that doesn't take is counted, and told later."""
+    """Hands lines to a writer; what that doesn't take is counted, and reported later."""
 
     def __init__(self, formatter: logging.Formatter, descriptor: int = 2) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class KlogFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line, with the keys of the Kubernetes components; ts in milliseconds since the epoch."""
+    """One JSON object per line, with the keys of the Kubernetes components; ts in milliseconds since the epoch."""
 
     def __init__(self) -> None:
         super().__init__()

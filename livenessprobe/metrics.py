@@ -20,8 +20,8 @@ from livenessprobe import __version__
 
 UNKNOWN_DRIVER = "unknown-driver"
 
-_MOST_DRIVERS = 8  # whose series are kept: a driver with another name each time must not fill the memory
-_FRESH_SECONDS = 1.0  # how long a rendering holds, where nothing is counted: a storm of scrapes is cheap
+_MOST_DRIVERS = 8  # whose series are kept: a driver that changes its name each time must not fill the memory
+_FRESH_SECONDS = 1.0  # how long a rendering is used, unless something is counted: a storm of scrapes is cheap
 
 # Seconds; the buckets that dashboards made for the CSI sidecars rely on.
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
@@ -135,12 +135,12 @@ class Metrics:
     def render(self) -> bytes:
         """Return all series in Prometheus' text format, as content_type says.
 
-        What the process itself uses may be a second old; all that was counted is there.
+        What the process itself uses may be a second old; everything that was counted is there.
         """
         with self._rendering:
             now = time.monotonic()
             if self._stale or now - self._rendered_at >= _FRESH_SECONDS:
-                self._stale = False  # first: what is counted meanwhile makes it stale again
+                self._stale = False  # first, since whatever is counted meanwhile makes it stale again
                 # Go writes the buckets' bounds as 1 and 10, and queries name them so; the library as 1.0 and 10.0.
                 self._rendered = re.sub(rb'(?<=le=")(\d+)\.0(?=")', rb"\1", generate_latest(self._registry))
                 self._rendered_at = now

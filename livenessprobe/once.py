@@ -1,6 +1,6 @@
 """--once: one check, one line on standard output, one exit code. Never imports the HTTP server.
 
-The check runs on the main thread, where a signal ends it; another thread says now and then what is waited for.
+The check runs on the main thread, where a signal ends it; another thread says now and then what it is waiting for.
 """
 
 import logging
@@ -20,7 +20,7 @@ from livenessprobe.writer import write_out
 
 _SAY_WAITING_SECONDS = 10.0
 _SAY_WAITING_ON_TERMINAL_SECONDS = 0.3
-_MOMENT_SECONDS = 0.1  # in which an attempt that finds no driver has come to its end
+_MOMENT_SECONDS = 0.1  # by which an attempt that finds no driver has ended
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _EXITS = {
     Outcome.HEALTHY: Exit.OK,
@@ -52,7 +52,7 @@ class _Progress:
         self._begun, self._obstacle = float("inf"), obstacle
 
     def obstacle(self) -> Verdict | None:
-        """Say why there is no connection; None where there seems to be one, as the attempt under way takes its time."""
+        """Say why there is no connection; None if there seems to be one, since the attempt under way takes its time."""
         return self._obstacle if time.monotonic() - self._begun < _MOMENT_SECONDS else None
 
 
@@ -62,7 +62,7 @@ def once(config: Config) -> Exit:
         verdict = _check(config)
     except Exception as error:
         verdict = health.failed("Internal", f"the liveness probe itself failed: {error!r}")
-    write_out(1, printable(verdict.text))  # where nobody reads, the exit code still tells
+    write_out(1, printable(verdict.text))  # if nobody reads, there is still the exit code
     return _EXITS[verdict.outcome]
 
 
@@ -78,7 +78,7 @@ def _check(config: Config) -> Verdict:
         progress.begin()
         return driver.attempt(deadline)
 
-    with suppress(threads.Denied):  # then it waits without a word
+    with suppress(threads.Denied):  # then it waits in silence
         threads.start("waiting", partial(_say_waiting, config.csi_address, patience, progress, done))
     for number in _SIGNALS:
         signal.signal(number, _interrupt)

@@ -1,7 +1,7 @@
-"""Postponing imports: a module that libraries import, and this program hardly ever uses, is loaded at its first use.
+"""Postponing imports: a module that libraries import but this program hardly ever uses is loaded at its first use.
 
 http.server, protobuf and prometheus_client import email, ssl, gzip and more for features that are not used here.
-importlib.util.LazyLoader does not serve: what a library copies at its import would load the module.
+importlib.util.LazyLoader is of no use: what a library copies at its import would load the module.
 """
 
 import importlib
@@ -10,7 +10,7 @@ import threading
 import types
 from collections.abc import Mapping
 
-# What is imported in vain, by whom, and the attributes that are copied or used at import, with what does for that.
+# What is imported in vain, by whom, and the attributes that are copied or used at import, with stand-ins for them.
 UNUSED: Mapping[str, Mapping[str, object]] = {
     # logging, for formats and exceptions that are not ours; log.py, for --vmodule
     "fnmatch": {},
@@ -57,7 +57,7 @@ class Postponed(types.ModuleType):
     """Stands for a module until something of it is used."""
 
     def __getattr__(self, name: str) -> object:
-        # Such a name is asked for by the import system, not by a user of the module.
+        # The import system asks for such names, not a user of the module.
         if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
         return getattr(load(self.__name__), name)
@@ -73,14 +73,14 @@ def postpone(modules: Mapping[str, Mapping[str, object]]) -> None:
             module = sys.modules[name] = Postponed(name)
             vars(module).update(attributes)
             package, _, child = name.rpartition(".")
-            # For `import package.child`. The packages of libraries are to be loaded late too, and do without.
+            # For `import package.child`. The libraries' packages are loaded late too, and do without.
             if package in sys.stdlib_module_names:
                 setattr(importlib.import_module(package), child, module)
 
 
 def load(name: str) -> types.ModuleType:
     """Load a module in earnest, though it may be postponed; return it."""
-    with _lock:  # else two threads remove it, and the second one what the first is loading
+    with _lock:  # otherwise two threads remove it, and the second one removes what the first is loading
         if isinstance(sys.modules.get(name), Postponed):
             del sys.modules[name]
     return importlib.import_module(name)  # without the lock: it waits for other threads' imports

@@ -1,4 +1,4 @@
-"""What a unary gRPC call is to whoever makes one and whoever asks for one: values, and the words of Go's gRPC."""
+"""What a unary gRPC call is, to those who make one and those who ask for one: values, and the words of Go's gRPC."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,14 +24,14 @@ class Reply:
     message: str
     """What was said with the code; for people. May hold foreign text, not yet made printable."""
     payload: bytes | None
-    """The serialized reply message where the code is OK, else None."""
+    """The serialized reply message if the code is OK, else None."""
 
 
 class Unreachable(Exception):
     """There was no connection to call over."""
 
     def __init__(self, reason: str, hint: str = "", *, may_heal: bool = False) -> None:
-        """Take few words from a small set, more words that follow them, and whether to try again makes sense."""
+        """Take a few words from a small set, more words that follow them, and whether trying again makes sense."""
         super().__init__(reason + hint)
         self.reason, self.hint, self.may_heal = reason, hint, may_heal
 
@@ -42,7 +42,7 @@ class Call(Protocol):
     def __call__(self, method: str, request: bytes, deadline: float) -> Reply:
         """Call a method such as /csi.v1.Identity/Probe; end by the deadline, a moment of time.monotonic().
 
-        Raises Unreachable where there was no connection to call over; a call that was not answered in time is a Reply
+        Raises Unreachable if there was no connection to call over; a call that was not answered in time is a Reply
         with the code DeadlineExceeded.
         """
 

@@ -1,7 +1,7 @@
 """The server, from listening to its end: serve(config) returns an exit code. Decisions are health's, effects are here.
 
 Three threads are all it ever needs: this one serves HTTP, one checks, one learns the driver's name. What they use is
-loaded after binding and before they start, as that takes time; who asks meanwhile waits in the listener's queue.
+loaded after binding and before they start, since that takes time; whoever asks meanwhile waits in the listener's queue.
 
 It has more than 250 lines, as the whole story is to be read in one place.
 """
@@ -42,7 +42,7 @@ _logger = logging.getLogger(__name__)
 
 
 def serve(config: Config) -> Exit:
-    """Serve health (and metrics) until SIGTERM or SIGINT; raises ConfigError where it cannot listen."""
+    """Serve health (and metrics) until SIGTERM or SIGINT; raises ConfigError if it cannot listen."""
     stop, problems = Stop(), list[str]()
     checks = Checks(stop, time.monotonic)
     metrics = cache(partial(_load_metrics, config.probe_timeout))
@@ -105,7 +105,7 @@ def _listener(endpoint: Endpoint, routes: Mapping[str, Route]) -> Listener:
 def _stopped_by_signals(server: Server) -> Iterator[None]:
     for number in _SIGNALS:
         signal.signal(number, lambda *_: server.stop())
-    # A handler runs when the server is awake, and a signal that comes just before it waits does not end the wait.
+    # Handlers run between bytecodes; the wakeup fd closes the race with a signal just before the server waits.
     signal.set_wakeup_fd(server.wake_up.fileno(), warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     yield
@@ -120,7 +120,7 @@ def _load_workers(
     history: History,
     names: deque[str],
 ) -> dict[str, Callable[[], None]]:
-    """Load what talks to the driver and counts; return what the threads are to do, by their names."""
+    """Load what talks to the driver and counts; return what the threads have to do, by their names."""
     bound = time.monotonic()
     from livenessprobe.driver import Driver, way_to
 
@@ -142,9 +142,9 @@ def _load_workers(
     loaded = time.monotonic()
 
     def check(asked: float) -> Verdict:
-        # Who asks in the first moment may have waited since there is a listener.
+        # Whoever asks in the first moment may have waited since there has been a listener.
         start = bound if asked < loaded + _FIRST_MOMENT_SECONDS else asked
-        # Whatever that took, a check is given its chance.
+        # Don't count the time for loading against the first check.
         start = max(start, time.monotonic() - max(0.0, patience.total - SHORTEST_CHECK_SECONDS))
         return health.check(driver.attempt, patience, start, time.monotonic, stop.wait)
 
@@ -156,7 +156,7 @@ def _load_workers(
 
 
 def _work(work: Callable[[], None], problems: list[str], server: Server) -> None:
-    """What a thread does: a defect of ours ends the program, instead of a server that never answers."""
+    """Do a thread's work: a defect of ours ends the program, rather than leaving a server that never answers."""
     try:
         work()
     except Exception as error:
@@ -240,13 +240,13 @@ def _log_changes(history: History, stop: Stop, checked: Checked) -> None:
 
 @lru_cache(maxsize=2)
 def _response(verdict: Verdict, good: bool) -> Response:
-    """Put a verdict into bytes, once for all who wait for it: hundreds can, and its text can be long."""
+    """Put a verdict into bytes, once for everybody who waits for it: they can be hundreds, and its text can be long."""
     status = HTTPStatus.OK if good else HTTPStatus.INTERNAL_SERVER_ERROR
     return Response(status, printable(verdict.text).encode())
 
 
 def log_change(change: Change) -> None:
-    """Write the line that a change is worth."""
+    """Write the line for a change."""
     values: dict[str, object] = {}
     if change.repeated or change.verdict.outcome is Outcome.HEALTHY:
         values = {"failures": change.failures, "lasted": f"{change.seconds:.1f}s"}

@@ -1,4 +1,4 @@
-"""Stopping: one fact, kept once. It never turns back, ends waits, and interrupts what cannot look at it."""
+"""Stopping: one fact, kept once. It is never taken back, ends waits, and interrupts whatever cannot look at it."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 
 class Stop:
-    """Whether the program, or a part of it, is to end. Methods may be called from any thread."""
+    """Whether the program, or a part of it, has to end. Methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._set = threading.Event()
         self._interrupts: list[Callable[[], object]] = []
 
     def set(self) -> None:
-        """Stop; who waits goes on, and what is under way is interrupted."""
+        """Stop; whoever waits goes on, and whatever is under way is interrupted."""
         self._set.set()
         for interrupt in [*self._interrupts]:
             interrupt()
@@ -28,7 +28,7 @@ class Stop:
 
     @contextmanager
     def interrupting(self, interrupt: Callable[[], object]) -> Iterator[None]:
-        """Have set() call this while the body runs; at once where it was set already, and twice where both come at a time."""
+        """Have set() call this while the body runs; at once if it is set already, and twice if both come at the same time."""
         # In this order, and set() in the other: whatever comes first, one of them sees the other.
         self._interrupts.append(interrupt)
         try:

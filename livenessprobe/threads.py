@@ -1,4 +1,4 @@
-"""Starting a thread, and where none is to be had saying which limits there are: Python tells only that it could not."""
+"""Starting a thread; and if there is none to be had, saying which limits there are: Python only says that it could not."""
 
 import re
 import resource
@@ -12,7 +12,7 @@ class Denied(Exception):
 
 
 def start(name: str, work: Callable[[], None]) -> None:
-    """Do the work on a thread that the program's end does not wait for; raises Denied where none is to be had."""
+    """Do the work on a thread that the program's end does not wait for; raises Denied if there is none to be had."""
     try:
         threading.Thread(target=work, name=name, daemon=True).start()
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""A unary gRPC call over a new connection to a unix socket: what production runs. No grpc, no protobuf.
+"""A unary gRPC call over a new connection to a unix socket, as in production. No grpc, no protobuf.
 
 HTTP/2 and gRPC are http2_call.py's; here are the socket, the clock, and the system's errors in words.
 """
@@ -76,7 +76,7 @@ class UnixCall:
             raise self._unreachable(error) from None
         with connection:
             try:
-                connection.setblocking(False)  # else it waits for as long as the peer's queue is full
+                connection.setblocking(False)  # otherwise it waits for as long as the peer's queue is full
                 connection.connect(self._path)
             except OSError as error:
                 raise self._unreachable(error) from None
@@ -110,7 +110,7 @@ class UnixCall:
                 else "it may not enter the folder"
             )
             return Unreachable(
-                reason, f" (this program is uid {os.geteuid()}, {owner}; where these fit, SELinux denies it)"
+                reason, f" (this program is uid {os.geteuid()}, {owner}; if these fit, SELinux denies it)"
             )
         return Unreachable(reason, may_heal=error.errno in (errno.ENOENT, errno.ECONNREFUSED))
 
@@ -125,7 +125,7 @@ def _words(error: OSError) -> str:
 
 
 def _exchange(connection: socket.socket, to_send: bytearray, deadline: float) -> bytes:
-    """Send what there is, and wait for what comes; nothing where the peer has closed the connection."""
+    """Send what there is, and wait for what comes; nothing if the peer has closed the connection."""
     if to_send:
         connection.settimeout(_left(deadline))
         with suppress(BrokenPipeError, ConnectionResetError):  # what the peer said before may still be read

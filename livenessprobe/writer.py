@@ -17,10 +17,10 @@ MOMENT_SECONDS = 0.3  # for the last lines; two of these and the answers still o
 
 
 class Writer:
-    """Writes lines in their order, each whole or not at all; those it has no room for are lost and counted."""
+    """Writes lines in order, each whole or not at all; those it has no room for are lost and counted."""
 
     def __init__(self, descriptor: int, loss: Callable[[int], str]) -> None:
-        """Take what words a line that says how many were lost: it comes where they would have been."""
+        """Take what makes a line of how many were lost: it goes where they would have been."""
         self._descriptor, self._loss = descriptor, loss
         self._changed = threading.Condition()
         self._queue: deque[tuple[bytes, int]] = deque()
@@ -37,7 +37,7 @@ class Writer:
         """Take a line, without its end, or lose it; from any thread."""
         with self._changed:
             data = _encoded(line)
-            # Once lines are lost, no more are taken before the queue is empty: one gap, and one line that tells of it.
+            # Once lines are lost, no more are taken until the queue is empty: one gap, and one line that reports it.
             if self._queue and (self._lost or self._size + len(data) > MOST_BYTES):
                 self._lost += 1
                 return
@@ -107,7 +107,7 @@ class Writer:
 
 
 def write_out(descriptor: int, text: str) -> None:
-    """Write the one text, without its last end of line, that there is to write; give up soon where nobody reads."""
+    """Write the one text there is to write, without its last line end; give up soon if nobody reads."""
     writer = Writer(descriptor, str)
     writer.write(text)
     writer.flush()

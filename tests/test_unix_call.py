@@ -215,7 +215,7 @@ def test_permission_denied(peer: peers.Peer, expected: str, socket_path: Path) -
         found = without_privileges(socket_path)
 
     uid = os.geteuid()
-    hint = f" (this program is uid {uid}, {expected.format(uid=uid)}; where these fit, SELinux denies it)"
+    hint = f" (this program is uid {uid}, {expected.format(uid=uid)}; if these fit, SELinux denies it)"
     assert found == ("permission denied", hint, False)
 
 
