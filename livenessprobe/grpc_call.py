@@ -1,7 +1,7 @@
 """Calls to every gRPC target that is not a unix socket, by grpcio. The only importer of grpc; see rpc.Call.
 
-grpcio judges by rules of its own, which docs/security.md names. Whatever a node denies it must neither hang nor end the program:
-waiting for an answer is by our own clock, and no channel is opened without descriptors and threads to spare.
+grpcio judges by rules of its own, which docs/reference.md names. Whatever a node denies, it must neither hang nor end the
+program: waiting for an answer is by our own clock, and no channel is opened without descriptors and threads to spare.
 """
 
 import errno

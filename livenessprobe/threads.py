@@ -18,20 +18,23 @@ def start(name: str, work: Callable[[], None]) -> None:
     except RuntimeError as error:
         raise Denied(
             f"{error}: a limit of processes (the container's, the pod's, the user's) is reached, or a seccomp profile"
-            f" does not know clone3; seen from here: {', '.join(_limits())}"
+            f" does not know clone3; seen from here: {', '.join(limits())}"
         ) from None
 
 
-def _limits() -> list[str]:
+def limits(root: str = "/") -> list[str]:
+    """Say what can be seen, from where the program runs, of the limits that may deny a thread."""
     seen = []
     for group in ("", "pids/"):  # version 2 and 1; the pod's own group cannot be seen in a container
         with suppress(OSError):
-            most, now = (_read(f"/sys/fs/cgroup/{group}pids.{name}").strip() for name in ("max", "current"))
+            most, now = (
+                _read(f"{root}sys/fs/cgroup/{group}pids.{name}").strip() for name in ("max", "current")
+            )
             seen.append(f"pids limit {most}, in use {now}")
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     seen.append(f"ulimit -u {'unlimited' if soft == resource.RLIM_INFINITY else soft}")
-    seccomp = re.search(r"^Seccomp:\t[12]", _read("/proc/self/status"), re.MULTILINE)
-    seen.append(f"seccomp {'on' if seccomp else 'off'}")
+    confined = re.search(r"^Seccomp:\t[12]", _read(f"{root}proc/self/status"), re.MULTILINE)
+    seen.append(f"seccomp {'on' if confined else 'off'}")
     return seen
 
 
