@@ -148,6 +148,19 @@ def test_endpoints_are_what_is_served(driver: FakeDriver, probe: program.Probe) 
     assert {path: statuses for path, *statuses in rows} == seen
 
 
+def test_statusz_looks_as_shown(driver: FakeDriver, probe: program.Probe) -> None:
+    [shown] = [block for block in code_blocks(TROUBLESHOOTING, "text") if "statusz" in block]
+    probe.get()
+    driver.set("error", message="the disk is gone")
+    probe.get()
+
+    served = probe.get("/statusz").text
+
+    labels, changes = r"(?m)^([A-Z][A-Za-z ]+):", r"(?m)UTC \d{4}  (.*)$"
+    assert re.findall(labels, served) == re.findall(labels, shown)
+    assert re.findall(changes, served) == re.findall(changes, shown)
+
+
 Case: TypeAlias = "Callable[[FakeDriver, ExitStack], object]"
 
 

@@ -149,7 +149,7 @@ def test_runbook_looks_at_native_sidecars_too(folder: Path) -> None:
 
 def test_runbook_asks_the_sidecar(driver: FakeDriver, folder: Path) -> None:
     """Its command, with a kubectl that is slow to forward, and does by being the sidecar there."""
-    [command] = re.findall(r"^PORT=.*\n.*port-forward.*\n.*healthz.*$", RUNBOOK, re.MULTILINE)
+    [command] = re.findall(r"^PORT=.*\n.*port-forward.*\n.*statusz.*$", RUNBOOK, re.MULTILINE)
     flags = f"--csi-address={driver.target} --http-endpoint=127.0.0.1:19808"
     kubectl = folder / "kubectl"
     kubectl.write_text(f'#!/bin/sh\necho "$@"\nsleep 0.5\nexec {shlex.join(program.built())} {flags}\n')
@@ -162,7 +162,8 @@ def test_runbook_asks_the_sidecar(driver: FakeDriver, folder: Path) -> None:
         ["sh", "-c", command], capture_output=True, check=True, env=environment, text=True, timeout=60
     )
 
-    assert asked.stdout == "ok"
+    assert asked.stdout.startswith("\nlivenessprobe statusz\n")
+    assert f"Driver address: {driver.target}\n" in asked.stdout
 
 
 def pod_specs(document: Any) -> Iterator[dict[str, Any]]:
