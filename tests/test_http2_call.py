@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peers
 import pytest
 import verdicts
 from verdicts import CASES, HELLO, in_memory
@@ -45,3 +46,72 @@ def test_the_timeout_has_eight_digits_at_most(seconds: float, timeout: bytes) ->
     call = Http2Call(request_head(METHOD), b"", lambda: seconds, again=True)
 
     assert verdicts.field(b"grpc-timeout", timeout) in call.to_send
+
+
+# ---- what is said, and when
+
+
+def call_with(request: bytes = b"", *, said: bytes = b"") -> Http2Call:
+    """A call that was made, and to which the peer has said something; what it says to that is not sent yet."""
+    call = Http2Call(request_head(METHOD), request, lambda: 1.0, again=True)
+    if said:
+        call.to_send.clear()
+        assert call.receive(said) is None
+    return call
+
+
+def test_a_refused_call_waits_until_it_is_allowed() -> None:
+    call = call_with(said=verdicts.settings((3, 0)) + verdicts.reset(7))
+    assert call.to_send == peers.SETTINGS_ACK
+    assert call.receive(verdicts.settings((3, 0)) + verdicts.settings((4, 9))) is None
+    assert call.to_send == peers.SETTINGS_ACK * 3
+    assert call.receive(verdicts.settings((3, 1))) is None
+    assert call.to_send.endswith(peers.frame(0, b"\0\0\0\0\0", 1, 3))
+
+
+def test_a_message_is_sent_as_far_as_the_windows_go() -> None:
+    call = call_with(bytes(70_000))
+    sent = data_in(call.to_send)
+    assert sent == 65_535
+    for said, more in [
+        (HELLO, 0),
+        (verdicts.window(1), 0),
+        (verdicts.window(3, 1), 1),
+        (verdicts.window(1), 1),
+        (verdicts.window(2**31 - 1), 1),
+        (verdicts.settings((4, 65_536)), 1),
+        (verdicts.settings((4, 65_530)), 0),
+        (verdicts.window(6, 1), 0),
+        (verdicts.window(9, 3), 0),
+        (verdicts.window(1, 1), 1),
+    ]:
+        call.to_send.clear()
+        assert call.receive(said) is None
+        assert data_in(call.to_send) == more, said
+    call.to_send.clear()
+    assert call.receive(verdicts.window(70_000, 1)) is None
+    assert call.to_send.endswith(peers.frame(0, bytes(4465), 1, 1))
+
+
+def data_in(said: bytes | bytearray) -> int:
+    """How many bytes of DATA there are."""
+    at, count = len(peers.PREFACE) if said.startswith(peers.PREFACE) else 0, 0
+    while at < len(said):
+        size = int.from_bytes(said[at : at + 3], "big")
+        assert size <= 16_384
+        count += size if said[at + 3] == 0 else 0
+        at += 9 + size
+    return count
+
+
+def test_windows_are_opened_again_by_as_much_as_came() -> None:
+    some = verdicts.padded(0, b"x" * 99, 100)
+    call = call_with(said=HELLO + verdicts.BEGIN + verdicts.data(b"\0\0\1\0\0"))
+    call.to_send.clear()
+    for _ in range(81):
+        assert call.receive(some) is None
+    assert not call.to_send
+    assert call.receive(some) is None
+    # 5 bytes, and 82 times 99 and 100 and one that counts them.
+    opened = 5 + 82 * 200
+    assert call.to_send == verdicts.window(opened) + verdicts.window(opened, 1)
