@@ -2,31 +2,27 @@
 
 Three threads are all it ever needs: this one serves HTTP, one checks, one learns the driver's name. What they use is
 loaded after binding and before they start, since that takes time; whoever asks meanwhile waits in the listener's queue.
-
-It has more than 250 lines, as the whole story is to be read in one place.
 """
 
 import logging
 import signal
 import socket
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, lru_cache, partial
-from http import HTTPStatus
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from livenessprobe import __version__, health, threads
+from livenessprobe import health, threads
 from livenessprobe.checks import Checked, Checks
 from livenessprobe.config import Config, ConfigError, Endpoint, Exit
 from livenessprobe.driver_name import Naming
-from livenessprobe.exchange import Reply, Response, Route
+from livenessprobe.exchange import Route
 from livenessprobe.health import Outcome, Verdict
-from livenessprobe.history import Change, History, Seen
-from livenessprobe.quoting import printable
+from livenessprobe.history import Change, History
 from livenessprobe.resolving import Interrupted
+from livenessprobe.routes import health_routes, metrics_route, status_routes
 from livenessprobe.stopping import Stop
 from livenessprobe.web import Listener, Server
 
@@ -47,11 +43,13 @@ def serve(config: Config) -> Exit:
     checks = Checks(stop, time.monotonic)
     metrics = cache(partial(_load_metrics, config.probe_timeout))
     history, names = History(), deque([""], maxlen=1)
-    for_metrics = {config.metrics_path: partial(_scrape, metrics)}
-    for_health = _health_routes(checks)
+    for_metrics = {config.metrics_path: metrics_route(metrics)}
+    for_health = health_routes(checks)
     if config.statusz:
         others = for_metrics if config.metrics == config.health else ()
-        for_health |= _status_routes(config, (*for_health, "/statusz", "/flagz", *others), history, names)
+        for_health |= status_routes(
+            config.csi_address, config.flags, (*for_health, "/statusz", "/flagz", *others), history, names
+        )
     try:
         server = Server(*_listen(config, for_health, for_metrics))
     except Interrupted:
@@ -164,62 +162,11 @@ def _work(work: Callable[[], None], problems: list[str], server: Server) -> None
         server.stop()
 
 
-def _health_routes(checks: Checks) -> dict[str, Route]:
-    def route(*good: Outcome) -> Route:
-        def ask(reply: Reply) -> None:
-            def answer(verdict: Verdict) -> None:
-                reply(_response(verdict, verdict.outcome in good))
-
-            checks.ask(answer)
-
-        return ask
-
-    return {
-        "/healthz": route(Outcome.HEALTHY),
-        "/livez": route(Outcome.HEALTHY, Outcome.NOT_READY),
-        "/readyz": route(Outcome.HEALTHY),
-    }
-
-
-def _status_routes(
-    config: Config, paths: Iterable[str], history: History, names: deque[str]
-) -> dict[str, Route]:
-    """Serve the pages for people; names holds the driver's."""
-    started = time.monotonic()
-    versions = (("Python", sys.version.split()[0]), ("Binary", __version__))
-
-    @lru_cache(maxsize=1)
-    def page(name: str, seen: Seen | None, now: int) -> Response:
-        """Write it once a second, where nothing changes: long texts take their time, and hundreds can ask."""
-        from livenessprobe.status import Program, statusz
-
-        program = Program(started, versions, tuple(paths), config.csi_address)
-        return _page(statusz(program, name, seen, now, time.time() - time.monotonic()))
-
-    def flags(reply: Reply) -> None:
-        from livenessprobe.status import flagz
-
-        reply(_page(flagz(config.flags)))
-
-    return {
-        "/statusz": lambda reply: reply(page(names[0], history.seen, int(time.monotonic()))),
-        "/flagz": flags,
-    }
-
-
-def _page(text: str) -> Response:
-    return Response(HTTPStatus.OK, text.encode(errors="backslashreplace"))
-
-
 def _load_metrics(probe_timeout: float) -> "Metrics":
     from livenessprobe.metrics import Metrics
     from livenessprobe.versions import grpcio
 
     return Metrics(grpcio(), probe_timeout)
-
-
-def _scrape(metrics: "Callable[[], Metrics]", reply: Reply) -> None:
-    reply(Response(HTTPStatus.OK, metrics().render(), metrics().content_type))
 
 
 def _count(metrics: "Metrics", checked: Checked) -> None:
@@ -236,13 +183,6 @@ def _log_changes(history: History, stop: Stop, checked: Checked) -> None:
     change = history.add(checked.verdict, checked.asked, time.monotonic())
     if change is not None and not stop.is_set():
         log_change(change)
-
-
-@lru_cache(maxsize=2)
-def _response(verdict: Verdict, good: bool) -> Response:
-    """Put a verdict into bytes, once for everybody who waits for it: they can be hundreds, and its text can be long."""
-    status = HTTPStatus.OK if good else HTTPStatus.INTERNAL_SERVER_ERROR
-    return Response(status, printable(verdict.text).encode())
 
 
 def log_change(change: Change) -> None:

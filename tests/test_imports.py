@@ -14,8 +14,9 @@ SIBLINGS = {
     "command": {"config", "goflags", "log", "once", "serve", "versions", "writer"},
     "serve": {
         *("checks", "config", "driver", "driver_name", "exchange", "health", "history", "metrics"),
-        *("quoting", "resolving", "status", "stopping", "threads", "versions", "web"),
+        *("resolving", "routes", "stopping", "threads", "versions", "web"),
     },
+    "routes": {"checks", "exchange", "health", "history", "metrics", "quoting", "status"},
     "once": {"config", "driver", "health", "quoting", "stopping", "threads", "writer"},
     "web": {"exchange", "resolving"},
     "checks": {"health", "stopping"},
