@@ -89,7 +89,7 @@ def test_without_the_database_that_is_said_and_nothing_fails(status: int) -> Non
     with database(status or 200) as (service, _):
         if status:
             done = run(service)
-    if not status:  # nobody listens there any more
+    if not status:  # nobody listens there any longer
         done = run(service)
     assert done.returncode == 0
     assert done.stdout == (

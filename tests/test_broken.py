@@ -1,4 +1,4 @@
-"""Broken installations: said in one line, with an exit code that says it is not the driver's fault alone."""
+"""Broken installations: reported in one line, with an exit code that does not blame the driver."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""Every line of the flag table: what a command line becomes, and what is refused with flag, value and reason."""
+"""Every line of the flag table: what a command line becomes, and what is refused, with flag, value and reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from livenessprobe import config, goflags
 from livenessprobe.config import Config, ConfigError, Endpoint, Exit, parse
 
-# The flag table of the contract; a name that is missing in the program, or is there in excess, is a defect.
+# The flag table of the contract; a name that the program lacks, or has in excess, is a defect.
 STRINGS = {
     "csi-address": "/run/csi/socket",
     "connection-timeout": "30s",

@@ -45,13 +45,13 @@ KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
 TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
-# Where the messages of the log come from: methods of a logger and, for one that is put before others, a record itself.
+# Where the log's messages come from: a logger's methods and, for one that goes before others, a record itself.
 LOGGED_AT_0 = {"debug", "info", "warning", "error", "exception", "critical", "fatal"}
 MESSAGE_OF_RECORD = 4
 
 
 def table(page: str, *head: str) -> list[list[str]]:
-    """The rows of the table with these heads; a cell that is `code` and nothing else comes without its ticks."""
+    """The rows of the table with these heads; a cell that is nothing but `code` comes without its ticks."""
     lines = page.splitlines()
     (start,) = [number for number, line in enumerate(lines) if line == f"| {' | '.join(head)} |"]
     rows = []
@@ -116,7 +116,7 @@ def test_arguments_of_the_manifest_are_accepted_without_a_warning(page: str) -> 
 
     assert accepted.socket_path == "/csi/csi.sock"
     assert not accepted.warnings
-    # What the kubelet waits must not end before the check does.
+    # The kubelet must not give up before the check ends.
     timeouts = [int(seconds) for seconds in re.findall(r"timeoutSeconds: (\d+)", manifest)]
     assert timeouts
     assert min(timeouts) >= accepted.probe_timeout
@@ -214,7 +214,7 @@ def test_verdicts_are_those_of_the_program(row: int, case: str, socket_path: Pat
         once = program.run_once([*flags, "--once"], user=user)
         probe = ends.enter_context(program.Probe([*flags, "--http-endpoint=127.0.0.1:0"], user=user))
         probe.get()
-        # The second, as some things show only when there was a failure.
+        # The second, since some things show only after a failure.
         answer = probe.get()
 
     assert re.fullmatch(pattern, answer.text)
@@ -243,7 +243,7 @@ def test_metrics_are_those_of_the_program(driver: FakeDriver, probe: program.Pro
 
 def _literals(attributes: set[str], position: int) -> Iterator[tuple[str, ast.expr]]:
     """File and argument at this position, of each call of a method with one of these names in the package."""
-    # Where nothing is logged, a method of that name is another's: of a metric, for one.
+    # Where nothing is logged, a method of that name is something else's: a metric's, for one.
     for path in sorted(path for path in PACKAGE.glob("*.py") if "import logging" in path.read_text()):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -333,7 +333,7 @@ def test_the_first_page_leads_to_all_others() -> None:
 
 def test_what_is_to_be_pasted_by_hand_works_and_leaves_nothing(folder: Path) -> None:
     [block] = [block for block in code_blocks(README, "sh") if "examples/driver.py" in block]
-    # Whichever Python and file are tested here.
+    # With whichever Python and file are tested here.
     block = block.replace(".venv/bin/python", sys.executable)
     block = block.replace("bin/livenessprobe", shlex.join(program.built()))
 
@@ -423,7 +423,7 @@ def test_layout_names_each_module() -> None:
 
 
 def test_imports_are_as_told() -> None:
-    # A module's name in ticks; table() has taken them from one that stands alone.
+    # A module's name in ticks; table() has removed them from one on its own.
     told = {
         module: set(re.findall("`([a-z_0-9]+)`", cell)) or {cell}
         for module, cell in table(CONTRIBUTING, "module", "may import")
@@ -447,7 +447,7 @@ def test_imports_are_as_told() -> None:
 
 
 def _anchors(page: str) -> set[str]:
-    """What the headings of a page are called in links, as hosting sites do it."""
+    """What a page's headings are called in links, the way hosting sites do it."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Learning the driver's name: a driver that tests answer for, real threads, and nothing but events to wait for."""
+"""Learning the driver's name: tests answer for the driver, threads are real, and all waiting is for events."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Scene:
             self.end()
 
     def end(self) -> None:
-        """Whatever it had to say has been said then."""
+        """By then it has said whatever it had to say."""
         self.stop.set()
         self.driver.answers.put(NOTHING)  # for an attempt that may be under way
         self._thread.join(10)
@@ -184,7 +184,7 @@ def test_a_stop_before_the_first_question() -> None:
 
 
 class BusyDriver(Driver):
-    """Answers at once, and is another driver each time it is looked at."""
+    """Answers at once, and is a different driver each time somebody looks."""
 
     def name(self, deadline: float) -> tuple[str, str]:
         return "one.csi", ""

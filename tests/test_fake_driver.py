@@ -1,4 +1,4 @@
-"""What the fake driver and the hostile peers do, seen by a plain gRPC client: shows whose fault a failure is."""
+"""What the fake driver and the hostile peers do, seen by a plain gRPC client: it shows whose fault a failure is."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_ends_with_a_killed_test(socket_path: Path, paused: bool) -> None:
 
 
 def heard_from(path: Path, length: int, closes: bool) -> tuple[bytes, bool]:
-    """So many bytes of what a peer says to an HTTP/2 client, and whether it closes after all it says."""
+    """That many bytes of what a peer says to an HTTP/2 client, and whether it closes after that."""
     heard = b""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
@@ -319,7 +319,7 @@ def test_peers_that_cannot_be_connected_to(socket_path: Path, peer: peers.Peer, 
     user = os.geteuid()
     with peer(socket_path), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(0)
-        # Modes do not bind root, who gives way for a moment where they are the case.
+        # Modes do not bind root, so for these cases we stop being root for a moment.
         os.seteuid((number == errno.EACCES and program.unprivileged()) or user)
         try:
             assert client.connect_ex(str(socket_path)) == number

@@ -1,4 +1,4 @@
-"""Faults of the node, each against the built file: what the probe says meanwhile, and that it is well afterwards."""
+"""Faults of the node, each against the built file: what the probe says meanwhile, and that it recovers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def answer_on(client: socket.socket) -> tuple[int, str]:
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    """For what the kernel reports no event of."""
+    """For what the kernel reports no event for."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -68,7 +68,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 class Node:
-    """What the program believes of its node."""
+    """What the program believes about its node."""
 
     def __init__(self, library: Path, file: Path) -> None:
         self.env = {"LD_PRELOAD": str(library), "FAKE_NODE": str(file)}
@@ -76,7 +76,7 @@ class Node:
         self._file.write_bytes(bytes(mmap.PAGESIZE))
 
     def step_clock(self, hours: float) -> None:
-        """Have its clock of the day differ by so much from the true time."""
+        """Make its time of day differ from the true time by that much."""
         self._set(0, int(hours * 3600))
 
     def limit_threads(self, most: int) -> None:
@@ -144,7 +144,7 @@ def test_a_clock_that_is_stepped_changes_no_check_and_no_wait(
             assert 0.4 < answer.seconds < 15
             driver.start()
 
-        # Given up when its time is over, and the name is asked for again: neither hours early nor hours late.
+        # Given up when its time is over, and the name asked for again: neither hours early nor hours late.
         driver.set("name", name="late.csi.k8s.io")
         with probe.connect(timeout=60) as silent:
             assert probe.get("/nothing").status == 404  # by now it is accepted
@@ -233,7 +233,7 @@ def test_out_of_descriptors_for_a_check_it_says_so_and_recovers(
 
 @contextlib.contextmanager
 def limited(probe: program.Probe, what: int, limit: int) -> Iterator[None]:
-    """The kernel grants it no more from now on; what it has already, it keeps."""
+    """From now on the kernel grants it no more; it keeps what it has."""
     soft, hard = resource.prlimit(probe.pid, what)
     resource.prlimit(probe.pid, what, (limit, hard))
     try:
@@ -366,7 +366,7 @@ def test_a_twentieth_of_a_cpu_is_enough(driver: FakeDriver, confined: Callable[.
 
 
 def test_a_port_that_was_taken_and_is_freed(driver: FakeDriver, socket_path: Path) -> None:
-    """Also at once after a probe that was killed while it had clients."""
+    """Even right after a probe that was killed while it had clients."""
     port = program.free_port()
     args = [f"--csi-address={socket_path}", f"--health-port={port}"]
     with program.Probe(args) as first, contextlib.ExitStack() as clients:
@@ -397,7 +397,7 @@ def may(*command: str) -> bool:
 
 @pytest.mark.skipif(not may(*NAMESPACE), reason="needs name spaces")
 def test_a_folder_that_is_mounted_late_and_anew(folder: Path, socket_path: Path) -> None:
-    """As when the kubelet makes the volume anew under a container that runs."""
+    """As when the kubelet makes the volume again under a running container."""
     seen = folder / "seen"
     seen.mkdir()
     args = arguments(seen / "csi.sock", "500ms")

@@ -1,6 +1,6 @@
-"""What strangers send: heads of requests, a driver's bytes, a command line. Nothing of it makes the program fail or wait.
+"""What strangers send: heads of requests, a driver's bytes, a command line. None of it makes the program fail or wait.
 
-Bytes are grown from those that mean something, and then damaged: what is random from the start never gets far.
+Bytes are made from meaningful ones, and then damaged: what is random from the start never gets far.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 PATIENCE = 20.0
 # For peers that may say nothing more.
 BRIEF = 0.25
-# Of the processor, not of the clock; what takes a second for 16 KiB lets a client starve the kubelet.
+# Of CPU time, not by the clock; anything that takes a second for 16 KiB lets a client starve the kubelet.
 MOST_CPU_SECONDS = 0.5
 
 
@@ -63,7 +63,7 @@ def tally(record_property: Callable[[str, object], None]) -> Iterator[Tally]:
 
 @st.composite
 def damaged(draw: DrawFn, whole: SearchStrategy[bytes]) -> bytes:
-    """Pieces of it taken out, doubled, put elsewhere, or replaced by junk."""
+    """Pieces of it removed, doubled, moved, or replaced by junk."""
     data = draw(whole)
     for _ in range(draw(st.integers(0, 3))):
         begin, end, to = (draw(st.integers(0, len(data))) for _ in range(3))
@@ -119,7 +119,7 @@ RESTS = [b"G / HTTP/1.1"[cut:] for cut in range(13)]
 
 
 def whole_head(stream: bytes) -> bytes | None:
-    """What of a client's bytes is the head, by the contract; None where it never ends."""
+    """Which of a client's bytes are the head, by the contract; None if it never ends."""
     stream = stream.lstrip(b"\r\n")
     line, complete, _ = stream.partition(b"\n")
     if complete and not REQUEST_LINE.fullmatch(line):
@@ -506,7 +506,7 @@ ARGUMENTS = st.lists(
 
 
 def outcome(arguments: list[str]) -> Exit | config.Config:
-    """What parsing comes to: a configuration, or how the program is to end."""
+    """What parsing leads to: a configuration, or how the program should end."""
     told, code = "", Exit.OK
     try:
         return config.parse(arguments)

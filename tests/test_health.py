@@ -125,7 +125,7 @@ def test_a_missing_socket_is_retried_until_the_smaller_time(connection: float, p
 
 @pytest.mark.parametrize("cost", [0.0, 0.01, 0.3, 1.0])
 def test_no_attempt_has_less_time_than_the_one_before_took(cost: float) -> None:
-    """It would find that its time is over, and hide the reason."""
+    """It would find that its time is up, and hide the reason."""
     world = World(lambda _: MISSING, cost)
 
     assert world.check(served(30, 3)) is MISSING

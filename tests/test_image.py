@@ -267,7 +267,7 @@ def test_small_memory_and_cold_page_cache(
             assert (memory["limit"], memory["swap"]) == (mebibytes * 2**20, 0)
             seconds = _hardship(container)
             after = container.memory()
-            # One that only reads its own pages again and again may still answer, by the skin of its teeth.
+            # One that keeps rereading its own pages may still answer, by the skin of its teeth.
             assert after["refaults"] - memory["refaults"] < 5000, (memory, after)
             assert after["kills"] == 0
             assert container.inspect()["State"]["Running"]
@@ -280,7 +280,7 @@ def test_small_memory_and_cold_page_cache(
 
 
 def _started_in_time(containers: ExitStack, *arguments: str) -> Container:
-    """One that was ready within a second, although none of its files was in memory."""
+    """One that was ready within a second, though none of its files was in memory."""
     starts: list[float] = []
     # More than once, so that a machine with other work at that moment does not fail it.
     while min(starts, default=1) >= 1:
@@ -367,7 +367,7 @@ def test_strangers_who_do_not_read_kill_no_small_container(
 
 
 def test_too_little_memory_is_noticed(built: Archive, folder: Path, driver: FakeDriver) -> None:
-    """That the test above can fail: this one has a limit that is below what Python takes."""
+    """Shows that the test above can fail: this limit is below what Python takes."""
     limits = ["--memory=8m", "--memory-swap=8m", f"--volume={folder}:/csi:ro"]
     with created(*HARDENED, *limits, built.tag, ADDRESS) as container:
         container.start()

@@ -1,4 +1,4 @@
-"""The manifests: valid, true to the program, and played by podman beside a driver that is broken and mended."""
+"""The manifests: valid, true to the program, and played by podman beside a driver that is broken and repaired."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ DRIVER_IMAGE = "registry.example/csi/driver:1.0"
 
 FILES = sorted(FOLDER.glob("*.yaml"))
 VERSIONS = list(dict.fromkeys(version.rpartition(".")[0] for version in all_versions()))
-# The first version that knows all fields, where that is not every one.
+# The first version that knows all fields, unless every one does.
 SINCE = {"native-sidecar": (1, 28)}
 LOOPBACK = "127.0.0.1"
 
@@ -228,7 +228,7 @@ def test_kubelet_asks_where_the_program_listens_and_waits_long_enough(text: str)
 
 
 def driver(manifest: Manifest) -> str:
-    """The name of the container that is to be restarted."""
+    """The name of the container to restart."""
     [name] = [each["name"] for each in containers(manifest) if "livenessProbe" in each]
     return str(name)
 
@@ -263,7 +263,7 @@ def test_probe_is_hardened_and_has_the_measured_resources(text: str) -> None:
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     assert probe["resources"] == {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}}
     assert probe["image"] == IMAGE
-    # The reason why it ended, where it does.
+    # The reason why it ended, if it does.
     assert probe["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
@@ -396,7 +396,7 @@ def play(podman: Podman, folder: Path) -> Play:
         moved = re.sub(r"(?m)^( +path: )/var/lib/kubelet", rf"\1{folder}", text)
         manifest = resolved(workload(re.sub(r"\b2968\d\b", str(program.free_port()), moved)))
         spec = pod_spec(manifest)
-        # The other sidecars' images cannot be had here.
+        # The other sidecars' images cannot be pulled here.
         spec["containers"] = [each for each in spec["containers"] if "registry.k8s.io" not in each["image"]]
         with podman.play(manifest, start=at_once) as pod:
             yield pod, Kubelet(manifest, pod)
@@ -461,7 +461,7 @@ def assert_no_privilege(pod: Pod, user: int) -> None:
 
 
 def tell(pod: Pod, name: str, state: str) -> None:
-    """Have the driver of the examples behave so."""
+    """Make the examples' driver behave that way."""
     [socket] = re.findall("--endpoint=unix://([^ ]+)", " ".join(pod.inspect(name)["Config"]["Cmd"]))
     script = f"echo {state} > {socket}.new && mv {socket}.new {socket}.state"
     assert pod.execute(name, "sh", "-c", script, timeout=30).returncode == 0

@@ -1,4 +1,4 @@
-"""Many clients at once, in short; `make load` is the long form, with the times and the memory in figures."""
+"""Many clients at once, in short; `make load` is the long form, with times and memory in figures."""
 
 from __future__ import annotations
 

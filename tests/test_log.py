@@ -1,4 +1,4 @@
-"""Lines of the log: their exact format, what is shown, what no text can do, and where a line cannot be written."""
+"""Lines of the log: their exact format, what is shown, what no text can do, and what happens if a line cannot be written."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_help(argument: str) -> None:
     ],
 )
 def test_a_flag_error_exits_2_with_one_short_line(arguments: list[str], said: str) -> None:
-    """The end of what a container wrote is what `kubectl describe` shows of it."""
+    """`kubectl describe` shows the end of what a container wrote."""
     done = program.run_once(arguments)
 
     assert (done.returncode, done.stdout) == (2, "")

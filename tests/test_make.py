@@ -1,4 +1,4 @@
-"""What `make` does before it does anything: the machine's gaps in one line, and locks that hold everything by hash."""
+"""What `make` does before anything else: name what the machine lacks in one line, and pin everything by hash."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""`make check-manifest`: what it says of a manifest, and that the program does as it said."""
+"""`make check-manifest`: what it says about a manifest, and that the program does as it said."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_what_is_accepted_starts(name: str, driver: FakeDriver, probe_factory: P
 
 
 def findings(*arguments: str) -> list[Finding]:
-    """What is found of a sidecar with these arguments, which is right otherwise."""
+    """What it finds about a sidecar with these arguments that is right otherwise."""
     return found_in({"spec.containers.1.args": list(arguments)})
 
 
@@ -546,7 +546,7 @@ def test_a_timeout_that_is_elsewhere_is_not_compared() -> None:
 
 
 def of_two(*arguments: list[str]) -> list[list[Finding]]:
-    """What is found of two sidecars with these arguments; the driver's probe asks port 9808."""
+    """What it finds about two sidecars with these arguments; the driver's probe asks port 9808."""
     driver, sidecar = GOOD["spec"]["containers"]
     named = [
         sidecar | {"name": f"liveness-{number}", "args": [A, *each], "env": [ELSEWHERE]}

@@ -282,7 +282,7 @@ def test_a_series_of_checks(driver: FakeDriver, probe: program.Probe, command: S
         ("failed", "DataLoss"): 4,
         ("unreachable", "not a socket"): 1,
     }
-    # What got no connection made no call.
+    # Whatever got no connection made no call.
     probes = {key: value for key, value in series.calls().items() if key[1] == PROBE}
     assert probes == {
         ("fake.csi.k8s.io", PROBE, "OK"): 6,

@@ -291,7 +291,7 @@ def test_on_a_terminal_it_says_that_the_answer_is_awaited(driver: FakeDriver) ->
 
 
 def test_elsewhere_it_says_so_after_10_seconds(socket_path: Path) -> None:
-    """Takes as long: the only slow test here."""
+    """Takes that long: the only slow test here."""
     begin = time.monotonic()
     with started(f"--csi-address={socket_path}", "--logging-format=json") as process:
         assert process.stderr
@@ -384,7 +384,7 @@ def shell(script: str, command: Sequence[str]) -> subprocess.CompletedProcess[st
 
 
 def test_a_broken_installation_is_told_as_an_answer(folder: Path) -> None:
-    """It also loads slowly: until it is known whether there is a driver, nothing is said of waiting for one."""
+    """It also loads slowly: until it knows whether there is a driver, it says nothing about waiting for one."""
     (folder / "hpack.py").write_text("import time\ntime.sleep(0.8)\nraise ImportError('hpack is broken')\n")
     terminal, end = pty.openpty()
     done = subprocess.run(
@@ -408,7 +408,7 @@ def test_a_broken_installation_is_told_as_an_answer(folder: Path) -> None:
 
 
 def read_all(terminal: int) -> bytes:
-    """What is left; a terminal that nobody writes to ends with an error."""
+    """What is left; a terminal that nobody writes to any more ends with an error."""
     try:
         return os.read(terminal, 65536)
     except OSError:

@@ -133,7 +133,7 @@ print(len(found), *sorted(set(map(str, found))))
     ],
 )
 def test_the_program_leaves_unloaded_what_it_does_not_use(modules: str, used: set[str]) -> None:
-    """Else a new version of a library has found a use for one, and the table promises what it does not keep."""
+    """Otherwise a new version of a library has found a use for one, and the table makes a promise it does not keep."""
     code = f"""
 postponed.postpone(postponed.UNUSED)
 import {modules}

@@ -38,7 +38,7 @@ PROMISES = {
     "how to contribute": [r"\]\(CONTRIBUTING\.md\)"],
 }
 
-# The driver's container and the sidecar's, as in the example; what its values were is up to us.
+# The driver's container and the sidecar's, as in the example; the values are up to us.
 DRIVER = {
     "ports": [{"name": "healthz", "containerPort": 9808}],
     "livenessProbe": {"httpGet": {"port": "healthz"}},
@@ -72,7 +72,7 @@ def test_promise_is_on_a_page(promise: str) -> None:
 
 
 def has(given: object, wanted: object) -> bool:
-    """Whether all that is wanted is there, at whatever place of a list."""
+    """Whether all that is wanted is there, wherever in a list."""
     if isinstance(given, dict) and isinstance(wanted, dict):
         return all(key in given and has(given[key], value) for key, value in wanted.items())
     if isinstance(given, list) and isinstance(wanted, list):

@@ -1,4 +1,4 @@
-"""The packed file: its bytes, its content, and how it starts on hosts that fit it, that don't, or that are hostile."""
+"""The packed file: its bytes, its content, and how it starts on hosts that fit, that don't, or that are hostile."""
 
 import ast
 import marshal

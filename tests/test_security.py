@@ -83,7 +83,7 @@ def test_a_driver_s_name_forges_neither_lines_nor_series(
 
 
 def test_a_verdict_is_no_page(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
-    """A browser that was led to the port runs nothing of what the driver says."""
+    """A browser that is led to the port runs nothing that the driver says."""
     probe = probe_factory(f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0")
     driver.set("error", message="<script>alert(1)</script>")
     for path in ("/healthz", "/livez", "/readyz", "/<script>"):

@@ -456,7 +456,7 @@ def test_malformed_requests_are_refused_and_not_logged(probe: program.Probe) -> 
 
 @pytest.mark.parametrize("sent", NO_HTTP1.values(), ids=NO_HTTP1)
 def test_clients_of_other_protocols_are_refused_at_once(probe: program.Probe, sent: bytes) -> None:
-    """As a kubelet's probe of `scheme: HTTPS`: from no answer it would conclude that we are too slow."""
+    """Like a kubelet's probe with `scheme: HTTPS`: from no answer it would conclude that we are too slow."""
     assert program.best_of(3, lambda: _seconds_to_400(probe, sent)) < 1
 
 
@@ -587,7 +587,7 @@ def test_it_listens_and_answers_before_there_is_a_driver(
     probe = probe_factory(
         f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=600ms"
     )
-    # It is as quick as a program can be that has just begun to listen: grpc is not even loaded.
+    # As quick as a program can be that has just begun to listen.
     assert probe.get("/nothing").status == 404
     assert probe.get().text == f"cannot connect to {socket_path}: no such file or directory"
     assert probe.process.poll() is None
@@ -1065,7 +1065,7 @@ def test_once_loads_no_http_server(driver: FakeDriver, address: str) -> None:
 
 
 def test_what_cannot_be_loaded_ends_it(folder: Path, driver: FakeDriver) -> None:
-    """A broken installation is said and ends the program, instead of a server that never answers."""
+    """A broken installation is reported and ends the program, rather than leaving a server that never answers."""
     (folder / "hpack.py").write_text("raise ImportError('no such thing')\n")
     path = os.pathsep.join([str(folder), str(program.ROOT)])
     args = [f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0"]

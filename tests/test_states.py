@@ -1,8 +1,8 @@
 """The built file through random lives of its driver and clients: each verdict is the one that a simple model gives.
 
 The model is `Lives.verdict()` and what the rules write into its fields; after every rule it is asked, and the program
-is. A driver that answers may be late on a busy machine, so there a missed deadline is asked about again; a driver that
-does not answer must never be taken for one that does. What came late is counted, and must be a small part in the end.
+is. A driver that answers may be late on a busy machine, so the test asks again after a missed deadline; a driver that does
+not answer must never be taken for one that does. Late answers are counted, and must be few in the end.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ NO_ANSWER = Verdict("no answer", "rpc error: code = DeadlineExceeded desc = .*")
 NO_HTTP2 = unreachable("the peer does not speak HTTP/2.*")
 KINDS = ("healthy", "not ready", "an error", "no answer", "unreachable")
 
-# What can be found in the driver's place, and is none.
+# What may be in the driver's place without being a driver.
 OTHERS: dict[str, tuple[peers.Peer, Verdict]] = {
     "file": (peers.regular_file, unreachable("not a socket")),
     "folder": (peers.directory, unreachable("not a socket")),
@@ -357,7 +357,7 @@ class Lives(RuleBasedStateMachine):
     # ---- inside
 
     def mend(self, for_good: bool, how: Callable[[], None]) -> None:
-        """Ends a trouble that is not to last, once it was seen; else most of a life would be trouble."""
+        """Ends a trouble that should not last, once it has been seen; otherwise most of a life would be trouble."""
         if not for_good:
             self.check()
             how()
@@ -468,7 +468,7 @@ def tally(record_property: Callable[[str, object], None]) -> Iterator[Tally]:
 
 
 def assert_in_time(tally: Tally) -> None:
-    """A busy machine makes some answers late; the bounds leave room for that, and for no habit of being late."""
+    """A busy machine makes some answers late; the bounds leave room for that, but not for a habit of being late."""
     figures = tally.figures
     for kind in KINDS:
         assert figures[f"checks: {kind}"], "else the steps would prove little"

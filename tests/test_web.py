@@ -163,7 +163,7 @@ def test_malformed(healthy: Serving, head: bytes, status: int) -> None:
 
 @pytest.mark.parametrize("sent", NO_HTTP1.values(), ids=NO_HTTP1)
 def test_what_cannot_become_a_request_is_answered_at_once(sent: bytes) -> None:
-    """Such clients end nothing with an empty line, and wait."""
+    """Such clients end nothing with an empty line, but wait."""
     with serving({"/healthz": ok}, clock=Clock()) as running:
         assert running.get(sent) == 400
         for cut in range(1, len(sent)):
@@ -592,7 +592,7 @@ def test_without_descriptors_half_open_connections_are_evicted(errors: list[tupl
                 client.sendall(GET)
                 # Makes room at the cost of a half-open one, and accepts at the next turn only where that helps.
                 assert read_all(half_open.pop(0)) == b""
-            # Nobody left to give way.
+            # Nobody left to evict.
             last = stack.enter_context(contextlib.closing(clients[-1]))
             before = time.process_time()
             assert not select.select([last], [], [], 0.4)[0]

@@ -1,4 +1,4 @@
-"""GitHub's workflows and forms: valid, safe, true to the Makefile; and what a release does before it publishes."""
+"""GitHub's workflows and forms: valid, safe and true to the Makefile; and what a release does before it publishes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_is_what_github_wants(path: Path, folder: Path) -> None:
 
 
 def test_workflows_are_safe(folder: Path) -> None:
-    """No secrets to strangers, no more rights than needed, no action that another commit can take the place of."""
+    """No secrets for strangers, no more rights than needed, no action that another commit could replace."""
     safe = tool("zizmor", "--offline", "--no-progress", *WORKFLOWS)
     text = WORKFLOWS[0].read_text()
     (folder / "ci.yml").write_text(re.sub("@[0-9a-f]{40}", "@main", text))
