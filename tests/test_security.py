@@ -9,13 +9,13 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import program
 import pytest
 from fake_driver import FakeDriver
 from prometheus_client.parser import text_string_to_metric_families
 from test_exchange import read_answer
 
 if TYPE_CHECKING:
+    import program
     from conftest import ProbeFactory
 
 MALICE = 'x"} 1\nI1123 03:29:05.528510 9037 x.py:1] "forged"\r\x1b[31m\u202e\0'
@@ -106,21 +106,26 @@ def test_it_talks_to_the_driver_alone(probe_factory: ProbeFactory, socket_path: 
         assert not select.select([proxy], [], [], 0)[0]
 
 
-def test_once_it_is_unpacked_it_has_no_file_open_and_writes_none(
+def test_once_it_is_unpacked_it_has_no_file_open_but_its_own_and_writes_none(
     driver: FakeDriver, probe_factory: ProbeFactory, folder: Path
 ) -> None:
     home = folder / "home"
     home.mkdir()
     env = {"HOME": str(home), "TMPDIR": str(home), "SHIV_ROOT": str(home / "unpacked")}
     args = [f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0"]
-    assert program.run_once(["--once", *args], env=env).returncode == 0
+    # The first one unpacks; the second one's reading may be noted as the files' time of access.
+    for _ in range(2):
+        earlier = probe_factory(*args, env=env)
+        assert earlier.get("/metrics").status == 200
+        assert earlier.stop() == 0
     before = sorted(home.rglob("*"))
     probe = probe_factory(*args, env=env)
     for _ in range(20):
         assert probe.get().status == 200
         assert probe.get("/metrics").status == 200
     opened = {str(path.readlink()) for path in Path(f"/proc/{probe.pid}/fd").iterdir()}
-    assert {name for name in opened if name.startswith("/")} <= {os.devnull}
+    files = {name for name in opened if name.startswith("/") and not name.startswith(env["SHIV_ROOT"])}
+    assert files <= {os.devnull}
     assert "\nwrite_bytes: 0\n" in Path(f"/proc/{probe.pid}/io").read_text()
     assert probe.stop() == 0
     assert sorted(home.rglob("*")) == before

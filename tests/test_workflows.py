@@ -130,7 +130,7 @@ def publish(folder: Path) -> Callable[..., tuple[int, str, list[str]]]:
         f"# Changelog\n\n## [Unreleased]\n\n- later\n\n## [{__version__}] - 2026-11-23\n\n- now\n\n## [0.0.9]\n\n- old\n"
     )
     (place / "dist").mkdir()
-    for name in (release.layout_name(), release.file_name("3.11", "linux/amd64")):
+    for name in (release.layout_name(), release.file_name("linux/amd64")):
         (place / "dist" / name).write_text(name)
     release.write_checksums(place / "dist")
     (folder / "bin").mkdir()

@@ -35,7 +35,9 @@ class Tree:
         package = Package(_output("dpkg-deb", "--field", archive, "Package").decode().strip(), control)
         with tarfile.open(fileobj=io.BytesIO(_output("dpkg-deb", "--fsys-tarfile", archive))) as files:
             self.owners.update({os.path.normpath(name): package for name in files.getnames()})
-            files.extractall(self.folder, filter="tar")
+            # Debian 12's own Python knows no filters, and needs none; newer ones want to be told.
+            files.extraction_filter = getattr(tarfile, "tar_filter", None)
+            files.extractall(self.folder)  # noqa: S202 - packages of Debian's
 
     def resolve(self, path: str) -> list[str]:
         """Everything that has to be there for a path to lead to a file: the links on the way, and the file itself."""

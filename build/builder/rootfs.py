@@ -14,6 +14,7 @@ import py_compile
 import re
 import shutil
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterable
@@ -177,6 +178,15 @@ def write(target: Path, text: str) -> None:
     target.write_text(text)
 
 
+def unpack(archive: Path, folder: Path) -> None:
+    """Take the packed file apart; gRPC's compiled part is packed by itself."""
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(folder)  # noqa: S202 - of our own making
+    with tarfile.open(folder / "cores.tar.xz") as cores:
+        [core] = cores.getmembers()
+        cores.extract(core, folder / "site-packages/grpc/_cython")
+
+
 def settle(output: Path, seconds: int) -> None:
     """Give everything the same time, and nobody write permission that no package gave."""
     for at, folders, files in os.walk(output):
@@ -197,8 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with zipfile.ZipFile(options.archive) as archive:
-            archive.extractall(folder / "payload")
+        unpack(options.archive, folder / "payload")
         tree = debs.fetch(contents.PACKAGES, options.architecture, folder)
         root = Root(
             tree, folder / "payload/site-packages", options.output, contents.TRIPLETS[options.architecture]

@@ -175,7 +175,7 @@ def make(platform: str, tag: str, folder: Path, more_labels: Sequence[str] = ())
     """Build for a platform; return the archive of the image, of which the engine keeps nothing."""
     architecture = platform.partition("/")[2]
     seconds = build_time()
-    pyz.build(PYTHON, pyz.PLATFORMS[platform], ROOT / "bin" / "image" / architecture / "livenessprobe")
+    pyz.build([PYTHON], pyz.PLATFORMS[platform], ROOT / "bin" / "image" / architecture / "livenessprobe")
     built = run_builder(architecture, seconds, more_labels)
     archive = folder / f"livenessprobe-{architecture}.tar"
     with tempfile.TemporaryDirectory() as temporary:

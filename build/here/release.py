@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 
 import image
@@ -19,13 +18,12 @@ import oci
 import pyz
 import sbom
 
-PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 DIST = image.ROOT / "dist"
 CHECKSUMS = "SHA256SUMS"
 
 
-def file_name(version: str, platform: str) -> str:
-    return f"livenessprobe-{pyz.release()}-cp{version.replace('.', '')}-{platform.replace('/', '-')}"
+def file_name(platform: str) -> str:
+    return f"livenessprobe-{pyz.release()}-{platform.replace('/', '-')}"
 
 
 def layout_name() -> str:
@@ -37,10 +35,10 @@ def contents_name(platform: str) -> str:
     return f"livenessprobe-{pyz.release()}-image-{platform.replace('/', '-')}.spdx.json"
 
 
-def pack(version: str, platform: str, folder: Path) -> Path:
-    """Pack the program for a Python and a platform, and list what is in it."""
-    file = folder / file_name(version, platform)
-    pyz.build(version, pyz.PLATFORMS[platform], file)
+def pack(platform: str, folder: Path) -> Path:
+    """Pack the program for a platform, and list what is in it."""
+    file = folder / file_name(platform)
+    pyz.build(pyz.PYTHONS, pyz.PLATFORMS[platform], file)
     sbom.list_packed(file, image.date(image.build_time()))
     return file
 
@@ -70,7 +68,7 @@ def build(repository: str, folder: Path) -> None:
         images = [
             pool.submit(make_image, platform, name, folder, Path(temporary)) for platform in pyz.PLATFORMS
         ]
-        files = [pool.submit(pack, *target, folder) for target in product(PYTHONS, pyz.PLATFORMS)]
+        files = [pool.submit(pack, platform, folder) for platform in pyz.PLATFORMS]
         oci.pack([archive.result() for archive in images], name, folder / layout_name())
         for file in files:
             file.result()

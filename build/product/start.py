@@ -1,27 +1,17 @@
 """How the packed file starts; build/here/pyz.py puts this into the archive as __main__.py.
 
-It checks that this Python can load what is packed, finds the folder where that is unpacked (by unpack.py, at the
-first start) and calls the program. Python 2.7 can parse it, since it must tell an old Python what is wrong. And it
-imports next to nothing: with the folder in place, a start is counted in milliseconds.
+It checks that this Python fits, finds the folder where this build is unpacked (unpack.py makes it, at the first start),
+and hands over to packed.py there. Python 2.7 can parse it, since it must tell an old Python what is wrong. It is
+compiled at each start, and a start is counted in milliseconds: what is seldom needed stands in other files.
 """
 
 import os
 import sys
 
-# What is packed; build/here/pyz.py writes these three lines anew.
+# What is packed; build/here/pyz.py writes these lines anew. The second Python is the newest that fits.
 BUILD = "livenessprobe_0"
-PYTHON = (3, 11)
+PYTHONS = ((3, 10), (3, 99))
 MACHINE = "x86_64"
-
-# shiv's own switches but for SHIV_ROOT. A service named "shiv" gives each pod of its namespace others that begin so.
-SWITCHES = (
-    "COMPILE_PYC COMPILE_WORKERS CONSOLE_SCRIPT ENTRY_POINT EXTEND_PYTHONPATH FORCE_EXTRACT INTERPRETER MODULE"
-    " PREPEND_PYTHONPATH"
-).split()
-DOCKER_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
-ADVICE = (
-    "set SHIV_ROOT to a folder you can write to, with 30 MB free, on a file system that is not mounted noexec"
-)
 
 
 def fail(text):
@@ -29,49 +19,16 @@ def fail(text):
     sys.exit(1)
 
 
-def misfit():
-    """Say what is wrong with this Python and what to do, or None if it can load the packed extension modules.
-
-    Where the first lines of the file chose this one, they get to choose again.
-    """
-    needed = ".cpython-{0}{1}-{2}-linux-gnu.so".format(PYTHON[0], PYTHON[1], MACHINE)
-    try:
-        # The names it looks for tell a Python's kind, version, build flags, machine and C library at once.
-        from _imp import extension_suffixes
-    except ImportError:  # Python 2
-        loads = ".so"
-    else:
-        if needed in extension_suffixes():
-            return None
-        loads = extension_suffixes()[0]
-    fitting = "{0}.{1}".format(*PYTHON)
-    version = "{0}.{1}".format(*sys.version_info)
-    machine = os.uname()[4]
-    tried = getattr(sys, "_xoptions", {}).get("tried")
-    if tried and machine == MACHINE:
-        why = "Python " + version if version != fitting else "loads " + loads
-        os.environ["LIVENESSPROBE_TRIED"] = "{0} {1} ({2})".format(os.getpid(), tried, why)
-        os.execv("/bin/sh", ["/bin/sh", sys.path[0]] + sys.argv[1:])  # noqa: S606 - the same file, anew
-    ways = []
-    if machine == MACHINE and version != fitting:
-        ways.append("run it with python" + fitting)
-    if sys.version_info >= (3, 10) and machine in DOCKER_NAMES and (version, machine) != (fitting, MACHINE):
-        target = "PYTHON_VERSION={0} PLATFORM=linux/{1}".format(version, DOCKER_NAMES[machine])
-        ways.append("build one that fits: make livenessprobe " + target)
-    return "packed for CPython {0} on {1} ({2}), but {3} is Python {4} on {5} ({6}): {7}".format(
-        fitting,
-        MACHINE,
-        needed,
-        sys.executable or "this",
-        version,
-        machine,
-        loads,
-        ", or ".join(ways) or "run it with a Python that loads such modules",
+def fits():
+    return (
+        PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
+        and sys.implementation.name == "cpython"
+        and os.uname()[4] == MACHINE
     )
 
 
 def roots():
-    """Where the cache may be, best first; the last is private: of use only if nobody else can write there."""
+    """Where the folder may be, best first."""
     private = "shiv-{0}".format(os.geteuid())
     chosen = os.environ.get("SHIV_ROOT")
     if chosen:
@@ -83,69 +40,160 @@ def roots():
     return [os.path.join(home, ".shiv"), fallback] if os.path.isabs(home) else [fallback]
 
 
-def check(folder):
-    """Raise OSError unless code in this folder can run, and only this user or root can have put it there."""
-    status = os.lstat(folder)
-    is_folder = status.st_mode & 0o170000 == 0o040000
-    if not is_folder or status.st_mode & 0o002 or status.st_uid not in (0, os.geteuid()):
+def check_path(root):
+    """Raise OSError unless only root and this user decide what is found at this path.
+
+    Everybody may write to the last folder, as to a volume of Kubernetes': what is used in it is held by its handle. And
+    the owner of "/" counts as root, who is somebody else in a user namespace.
+    """
+    path = os.path.realpath(root)
+    trusted = (0, os.geteuid(), os.lstat("/").st_uid)
+    first = True
+    while True:
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:  # it will be made
+            status = None
+        if status and status.st_uid not in trusted:
+            raise OSError(0, "{0} belongs to another user".format(path))
+        if status and not first and status.st_mode & 0o022 and not status.st_mode & 0o1000:
+            raise OSError(0, "other users can write to {0}".format(path))
+        if path == "/":
+            return
+        path, first = os.path.dirname(path), False
+
+
+def check(handle):
+    """Raise OSError unless what this is a handle of is only root's or this user's to write."""
+    status = os.fstat(handle)
+    if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
         raise OSError(0, "another user may have written there")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise OSError(0, "no permission to read it")
-    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+
+
+def opened(root):
+    """A handle of this build's folder there, which keeps it from being removed for as long as it is open."""
+    handle = os.open(os.path.join(root, BUILD), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    check(handle)
+    if os.fstatvfs(handle).f_flag & os.ST_NOEXEC:
         raise OSError(0, "mounted noexec")
+    from fcntl import LOCK_NB, LOCK_SH, flock
+
+    try:
+        flock(handle, LOCK_SH | LOCK_NB)
+    except BlockingIOError:  # it is just being removed
+        raise FileNotFoundError(2, "removed by another start")
+    except OSError:  # not everywhere can one lock
+        pass
+    return handle
 
 
-def unpacked(archive):
-    """The folder where the archive is unpacked: where it has been before, else where it can be now."""
+def whole(folder, name):
+    """A handle of a file in the folder; None unless it is there and ends with the checksum of what precedes."""
+    from zlib import adler32
+
+    try:
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError:
+        return None
+    check(handle)
+    total, last = 1, b""
+    while True:
+        data = os.read(handle, 262144)
+        if not data:
+            break
+        data = last + data
+        total, last = adler32(data[:-4], total), data[-4:]
+    if last == total.to_bytes(4, "little"):
+        return handle
+    os.close(handle)
+    return None
+
+
+def found(root, name):
+    """Handles of the folder and of the file of this name in it, and the folder's path; None where it is not whole."""
+    check_path(root)
+    folder = opened(root)
+    file = whole(folder, name)
+    if file is None:
+        os.close(folder)
+        return None
+    return folder, file, os.path.join(root, BUILD)
+
+
+def unpacked(archive, name):
+    """What `found` finds in the best place; made where there is none."""
     problems = {}
     places = roots()
-    for now in (False, True):
-        for root in places:
-            if root in problems:
-                continue
-            folder = os.path.join(root, BUILD)
+    for root in places:
+        try:
+            place = found(root, name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            problems[root] = error.strerror
+        else:
+            if place:
+                return place
+    sys.path.insert(0, archive)
+    try:
+        from unpack import unpack
+    except ImportError:
+        fail("{0} is damaged: copy it here again".format(archive))
+    for root in places:
+        if root not in problems:
             try:
-                if now:
-                    os.makedirs(root, 0o755, True)
-                if root == places[-1]:
-                    check(root)
-                if now:
-                    from unpack import unpack
-
-                    unpack(archive, folder, check)
-                check(folder)
+                check_path(root)
+                unpack(archive, root, BUILD, name, opened, whole)
+                return found(root, name)
             except OSError as error:
-                if now or not isinstance(error, FileNotFoundError):
-                    problems[root] = error.strerror
-            else:
-                return folder
+                problems[root] = error.strerror
     reasons = ", nor into ".join("{0} ({1})".format(root, problems[root]) for root in places)
-    return fail("cannot unpack into {0}: {1}".format(reasons, ADVICE))
+    return fail(
+        "cannot unpack into {0}: set SHIV_ROOT to a folder you can write to, with 30 MB free, on a file system"
+        " that is not mounted noexec".format(reasons)
+    )
+
+
+def mark_as_used(file):
+    """Once a day, for those who remove what nobody uses."""
+    from time import time
+
+    if time() - os.fstat(file).st_mtime > 86400:
+        try:
+            os.utime(file)
+        except OSError:  # it is another's, or read-only
+            pass
 
 
 def main():
-    wrong = misfit()
-    if wrong:
-        fail(wrong)
+    # The first lines of the file have this read from it, which is quicker than to have it run as an archive.
+    archive = sys.argv[1] if sys.argv[0] == "-c" else sys.path[0]
+    if sys.argv[0] == "-c":
+        del sys.argv[0]
+    if not hasattr(sys, "implementation") or not fits():
+        sys.path.insert(0, archive)
+        from misfit import misfit
+
+        fail(misfit(archive, PYTHONS, MACHINE))
     # Until the program has its handlers: to unpack takes a moment, and Python's own end for SIGINT is a traceback.
     from _signal import SIG_BLOCK, SIGINT, SIGTERM, pthread_sigmask
 
     pthread_sigmask(SIG_BLOCK, (SIGTERM, SIGINT))
-    archive = sys.path[0]
-    for name in SWITCHES:
-        if "SHIV_" + name in os.environ:
-            from _bootstrap import bootstrap
+    for descriptor in range(3):  # or the folder would be taken for one of these
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    from _frozen_importlib_external import MAGIC_NUMBER
+    from marshal import loads
 
-            return bootstrap()
-    packed = os.path.join(unpacked(archive), "site-packages")
-    # Of this host nothing but the standard library: what else is installed could shadow what is packed.
-    library = os.path.dirname(os.__file__)
-    sys.path[:] = [packed, library] + [path for path in sys.path if os.path.basename(path) == "lib-dynload"]
-    sys.modules.pop("google", None)  # made by .pth files of some packages that share this name
-
-    from livenessprobe.__main__ import main as program
-
-    return program()
+    tag = "{0}-{1}".format(sys.implementation.cache_tag, int.from_bytes(MAGIC_NUMBER[:2], "little"))
+    folder, file, path = unpacked(archive, tag)
+    mark_as_used(file)
+    size = int.from_bytes(os.pread(file, 4, 0), "little")
+    packed = {"__name__": "packed"}
+    exec(loads(os.pread(file, size, 4)), packed)
+    packed["run"](archive, folder, path, tag, file, 4 + size, whole)
 
 
 main()

@@ -1,90 +1,228 @@
-"""Unpacks the packed file at its first start; build/here/pyz.py puts this into the archive beside start.py."""
+"""Unpacks the packed file, at its first start; in the archive beside start.py, which says where.
 
+For each group of modules one file with their code, for compiled machine code a file of its own: whole or not there at
+all, also after a loss of power, whoever else is doing the same at this moment. What few programs need, as gRPC for
+targets that are no unix socket, is unpacked when it is first imported.
+"""
+
+import contextlib
 import fcntl
-import importlib.util
+import io
+import marshal
 import os
-import py_compile
+import re
 import shutil
 import sys
+import time
 import zipfile
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
-PACKED = "site-packages"
+PACKED = "site-packages/"
+CORES = "cores.tar.xz"
+GRPC_CORE, PROTOBUF_CORE = "grpc._cython.cygrpc", "google._upb._message"
+
+# What every start reads, of packages of which it reads no more.
+FIRST = re.compile(
+    r"(livenessprobe|hpack)(\.|$)|grpc\._grpcio_metadata$|google(\._upb|\.protobuf(\.internal|\.pyext)?)?$"
+    r"|google\.protobuf\.(descriptor|descriptor_database|descriptor_pool|message|message_factory|reflection"
+    r"|runtime_version|symbol_database|text_encoding|wrappers_pb2|pyext\.cpp_message)$"
+    r"|google\.protobuf\.internal\.(api_implementation|builder|enum_type_wrapper|python_edition_defaults)$"
+)
+CHUNK_BYTES = 1 << 18
 
 
-def unpack(archive: str, folder: str, check: Callable[[str], None]) -> None:
-    """Unpack the archive into this folder, which appears whole and at once, whoever else is doing the same.
+class Damaged(ImportError):
+    """The archive is."""
 
-    Raises OSError where that can't be done, or where `check` does so for the folder that it makes.
-    """
-    part = f"{folder}.part-{os.geteuid()}"
+
+UNUSED_SECONDS, LEFT_SECONDS = 30 * 86400, 3600
+
+
+def unpack(
+    archive: str,
+    root: str,
+    build: str,
+    tag: str,
+    opened: Callable[[str], int],
+    whole: Callable[[int, str], int | None],
+) -> None:
+    """Make this build's folder in the root, with what every start reads; raises OSError where that can't be done."""
     umask = os.umask(0o022)  # who else may use the folder must be able to read it
-    handle = opened(part)
     try:
-        check(part)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.path.isdir(folder):  # another start was at it and has finished
-            with suppress(OSError):
-                os.rmdir(part)
-            return
+        os.makedirs(root, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.join(root, build))
+        folder = opened(root)
         try:
-            fill(part, archive)
-            compile_all(part, folder)
-            write_out(part)
-            os.rename(part, folder)
-        except BaseException:
-            # The content alone: a start that waits for the lock goes on with this very folder.
-            shutil.rmtree(os.path.join(part, PACKED), ignore_errors=True)
-            raise
+            remove_old(root, build)
+            core = machine_code_files(archive)[PROTOBUF_CORE]
+            if core and whole(folder, core) is None:
+                write(folder, core, machine_code(archive, core))
+            if whole(folder, tag) is None:
+                write(folder, tag, [modules_file(archive, "")])
+            sync(root)
+        finally:
+            os.close(folder)
+    except Damaged as error:
+        sys.exit(f"livenessprobe: {error}")
     finally:
-        os.close(handle)
         os.umask(umask)
 
 
-def opened(part: str) -> int:
-    """A handle of the folder in which to work; it may be there, from a start that is at it now or was killed at it."""
-    while True:
-        with suppress(FileExistsError):
-            os.mkdir(part)
-        with suppress(FileNotFoundError):  # when another start has just given it its final name
-            return os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-
-
-def fill(part: str, archive: str) -> None:
-    """Copy what is packed into the folder."""
+def write(folder: int, name: str, content: Iterable[bytes]) -> None:
+    """Write a file that ends with its checksum, and give it its name once all is on the disk."""
+    part = f".{name}.{os.urandom(4).hex()}"
     try:
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(part, [name for name in packed.namelist() if name.startswith(PACKED)])
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        sys.exit(f"livenessprobe: {archive} is damaged ({error}): copy it here again")
+        with open(part, "xb", opener=lambda path, flags: os.open(path, flags, 0o644, dir_fd=folder)) as file:
+            total = 1
+            for chunk in content:
+                file.write(chunk)
+                total = zlib.adler32(chunk, total)
+            file.write(total.to_bytes(4, "little"))
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part, dir_fd=folder)
+        raise
+    os.fsync(folder)
 
 
-def compile_all(part: str, folder: str) -> None:
-    """Compile it, since not every user that may run it may write there: else each of their starts would compile."""
-    for path, _, names in os.walk(part):
-        for name in names:
-            if name.endswith(".py"):
-                source = os.path.join(path, name)
+def sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---- what is in the archive
+
+
+@contextlib.contextmanager
+def packed(archive: str) -> Iterator[zipfile.ZipFile]:
+    """The archive, for reading; raises Damaged."""
+    from lzma import LZMAError
+    from tarfile import TarError
+
+    try:
+        with zipfile.ZipFile(archive) as file:
+            yield file
+    except (zipfile.BadZipFile, zlib.error, LZMAError, TarError, EOFError) as error:
+        raise Damaged(f"{archive} is damaged ({error}): copy it here again") from None
+
+
+def modules(names: Iterable[str]) -> dict[str, str]:
+    """The path in the archive of each module; empty for a package that has no code."""
+    found = {}
+    for name in names:
+        if name.startswith(PACKED) and name.endswith(".py"):
+            module = name.removeprefix(PACKED).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            found[module] = name
+    for module in [*found, GRPC_CORE, PROTOBUF_CORE]:
+        for end in re.finditer(r"\.", module):
+            found.setdefault(module[: end.start()], "")
+    return found
+
+
+def group(module: str) -> str:
+    """The group of modules that this one is unpacked with: the first one's name is empty."""
+    return "" if FIRST.match(module) else module.partition(".")[0]
+
+
+def modules_file(archive: str, wanted: str) -> bytes:
+    """The content of the file with a group's modules: an index, then their code."""
+    places: dict[str, tuple[int, int]] = {}
+    code = io.BytesIO()
+    with packed(archive) as file:
+        found = modules(file.namelist())
+        for module, name in found.items():
+            if group(module) == wanted:
+                source = file.read(name) if name else b""
+                start = code.tell()
                 # Without docstrings, but for ours: a dataclass that has none loads a module to compose one.
-                ours = os.path.basename(path) == "livenessprobe"
-                py_compile.compile(
-                    source,
-                    cfile=importlib.util.cache_from_source(source, optimization=""),
-                    dfile=folder + source.removeprefix(part),
-                    optimize=0 if ours else 2,
-                    # Times of files get lost where an image is made of them.
-                    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-                    quiet=2,
-                )
+                level = 0 if module.startswith("livenessprobe") else 2
+                code.write(marshal.dumps(compile(source, name, "exec", 0, True, level)))
+                places[module] = start, code.tell() - start
+        first = b""
+        index: dict[str, object] = {"modules": places}
+        if not wanted:
+            known = {
+                module: (group(module), not name or name.endswith("/__init__.py"))
+                for module, name in found.items()
+            }
+            index |= {"known": known, "machine code": dict(machine_code_files(archive))}
+            first = sized(marshal.dumps(compile(file.read("packed.py"), "packed.py", "exec", 0, True, 2)))
+    return first + sized(marshal.dumps(index)) + code.getvalue()
 
 
-def write_out(part: str) -> None:
-    """Have it on the disk before it gets its name: a host that loses power must not keep a folder of empty files."""
-    for path, _, names in os.walk(part):
-        for name in [".", *names]:
-            if not name.endswith(".py"):  # not read, since there is a compiled one
-                handle = os.open(os.path.join(path, name), os.O_RDONLY)
-                os.fsync(handle)
-                os.close(handle)
+def sized(content: bytes) -> bytes:
+    return len(content).to_bytes(4, "little") + content
+
+
+def machine_code_files(archive: str) -> dict[str, str]:
+    """The file of machine code for each module that is such; empty where none fits this Python."""
+    with packed(archive) as file:
+        cores = file.read("cores.txt").decode().split()
+    protobuf = (
+        "_message.abi3.so"
+        if {".abi3.so"} & {*EXTENSION_SUFFIXES} and "musl" not in EXTENSION_SUFFIXES[0]
+        else ""
+    )
+    grpc = "cygrpc" + EXTENSION_SUFFIXES[0]
+    return {PROTOBUF_CORE: protobuf, GRPC_CORE: grpc if grpc in cores else ""}
+
+
+def machine_code(archive: str, name: str) -> Iterator[bytes]:
+    """The content of a file of machine code, in pieces: a small container has no room for the whole."""
+    with packed(archive) as file:
+        if not name.startswith("cygrpc"):
+            yield file.read(f"{PACKED}google/_upb/{name}")
+            return
+        import tarfile
+
+        # One after the other, since they are nearly the same: each but the first takes little.
+        with file.open(CORES) as stream, tarfile.open(fileobj=stream, mode="r|xz") as cores:
+            for member in cores:
+                if member.name == name:
+                    core = cores.extractfile(member)
+                    assert core
+                    while chunk := core.read(CHUNK_BYTES):
+                        yield chunk
+                    return
+
+
+# ---- what others left
+
+
+def remove_old(root: str, build: str) -> None:
+    """Remove the folders of other builds that no process uses, nor has for 30 days, and what killed starts left."""
+    now = time.time()
+    for folder in Path(root).glob("livenessprobe_*"):
+        with contextlib.suppress(OSError):
+            if folder.name == build:
+                for part in folder.glob(".*"):
+                    if part.lstat().st_mtime < now - LEFT_SECONDS:
+                        part.unlink()
+            elif newest(folder) < now - UNUSED_SECONDS:
+                remove(folder)
+
+
+def newest(folder: Path) -> float:
+    """When it was last used: start.py says so once a day by the time of a file."""
+    return max(path.lstat().st_mtime for path in [folder, *folder.iterdir()])
+
+
+def remove(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(handle).st_uid == os.geteuid():
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+    finally:
+        os.close(handle)
