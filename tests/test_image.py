@@ -327,7 +327,7 @@ def _checks(container: Container, host: str, count: int, clients: int = 1) -> li
         return list(pool.map(ask, range(count)))
 
 
-@pytest.mark.parametrize("mebibytes", [32, 28])
+@pytest.mark.parametrize("mebibytes", [28, 24])
 @pytest.mark.parametrize(
     "request_head",
     [

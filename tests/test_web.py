@@ -571,7 +571,7 @@ def test_slow_readers_get_all_of_a_large_answer() -> None:
     def large(reply: Reply) -> None:
         reply(Response(200, bytes(range(256)) * 40_000))
 
-    with serving({"/large": large}) as running:
+    with serving({"/large": large}, clock=Clock()) as running:
         client = running.connect(b"GET /large HTTP/1.0\r\n\r\n")
         assert read_answer(read_all(client)).body == bytes(range(256)) * 40_000
 
