@@ -73,7 +73,7 @@ class Http2Call:
         self._frames, self._fields = Frames(), HeaderFields()
         self._goaway, self._last_taken = "", 2**31 - 1
         self._initial_window = self._connection_window = _WINDOW
-        self._may_begin, self._waits = True, False
+        self._may_begin = True
         self._to_give_back = 0
         self._stream = -1
         self._begin()

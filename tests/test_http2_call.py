@@ -67,6 +67,16 @@ def call_with(request: bytes = b"", *, said: bytes = b"") -> Http2Call:
     return call
 
 
+def test_what_asks_for_nothing_gets_nothing() -> None:
+    assert (
+        call_with(said=peers.SETTINGS_ACK + peers.frame(6, b"answered", 1) + verdicts.goaway(1)).to_send
+        == b""
+    )
+    assert call_with(said=HELLO + peers.frame(6, b"question")).to_send == (
+        peers.SETTINGS_ACK + peers.frame(6, b"question", 1)
+    )
+
+
 def test_a_refused_call_waits_until_it_is_allowed() -> None:
     call = call_with(said=verdicts.settings((3, 0)) + verdicts.reset(7))
     assert call.to_send == peers.SETTINGS_ACK
