@@ -45,14 +45,14 @@ class Host:
     def start(
         self,
         file: Path | None = None,
-        *,
+        *arguments: str,
         before: Sequence[str | Path] = (),
         env: Mapping[str, str] | None = None,
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
         """`before` goes before the file on the command line; `env` replaces the cache folder of this host."""
         return subprocess.run(
-            [*before, file or self.file, "--version"],
+            [*before, file or self.file, *(arguments or ["--version"])],
             env={"PATH": os.environ["PATH"], **({"SHIV_ROOT": str(self.cache)} if env is None else env)},
             capture_output=True,
             check=False,
@@ -69,14 +69,8 @@ class Host:
 
     def checks(self, driver: FakeDriver, before: Sequence[str | Path] = ()) -> None:
         """It finds a driver healthy."""
-        done = subprocess.run(
-            [*before, self.file, "--once", f"--csi-address={driver.target}"],
-            env={"PATH": os.environ["PATH"], "SHIV_ROOT": str(self.cache)},
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=60,
-        )
+        done = self.start(self.file, "--once", f"--csi-address={driver.address}", before=before)
+
         assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
     def refuses(self, file: Path | None = None, **options: Any) -> str:
@@ -250,6 +244,27 @@ def test_unpacks_only_what_a_unix_socket_needs(host: Host, driver: FakeDriver) -
     assert protobuf.name == "_message.abi3.so"
     assert re.fullmatch(rf"cpython-{HERE.replace('.', '')}-\d+", modules.name)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 4_000_000
+
+
+def test_what_only_other_targets_need_is_unpacked_when_one_is_asked_for(host: Host) -> None:
+    with FakeDriver("127.0.0.1:0") as driver:
+        host.checks(driver)
+        (folder,) = host.cache.iterdir()
+        [core] = folder.glob("cygrpc.*")
+        whole = core.read_bytes()
+        core.write_bytes(whole[:-5])
+        host.checks(driver)
+        assert core.read_bytes() == whole
+
+        core.unlink()
+        read_only = 'mount --bind "$1" "$1"; mount -o remount,bind,ro "$1"'
+        done = host.start(
+            host.file, "--once", f"--csi-address={driver.address}", before=in_namespace(read_only, host.cache)
+        )
+
+    assert done.returncode == 4
+    assert f"cannot unpack {core.name} into {folder}: Read-only file system" in done.stdout
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
 def test_several_first_starts_at_the_same_moment(host: Host) -> None:
