@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -300,6 +301,49 @@ def test_no_message_escapes_these_tests() -> None:
 
     # The warnings of the configuration.
     assert variable == [("command.py", "message")]
+
+
+# What is refused, in the order of the table's last rows; {port}: one that is in use.
+REFUSED = (
+    "--http-endpoint=127.0.0.1:{port}",
+    "--http-endpoint=203.0.113.1:9808",
+    "--http-endpoint=nowhere.invalid:9808",
+    "--http-endpoint=:9808 --metrics-address=:9809",
+    "--csi-address=csi.sock",
+    "--csi-address=$(ADDRESS)",
+    "--csi-address=/csi/csi.sock\n",
+    "--http-endpoint=http://127.0.0.1:9808",
+    "--no-such-flag",
+    "--csi-address /csi/csi.sock",
+    "--probe-timeout=5",
+    "--once true",
+)
+# What only another user is refused, and what the file says before there is a program: their own tests hold those.
+REFUSED_ELSEWHERE = "permission denied", "CPython 3.11", "python3", "cannot unpack", "damaged"
+
+
+def test_what_keeps_it_from_starting_is_as_told() -> None:
+    told = [
+        texts
+        for texts in column(TROUBLESHOOTING, "it says", "do")
+        if not any(word in texts for word in REFUSED_ELSEWHERE)
+    ]
+    assert len(told) == len(REFUSED)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for texts, refused in zip(told, REFUSED, strict=True):
+            line = refused.format(port=taken.getsockname()[1])
+            # One item where its blank is the mistake.
+            arguments = [line] if "one item" in texts else line.split(" ")
+            done = subprocess.run(
+                [*program.built(), *arguments], capture_output=True, check=False, text=True, timeout=30
+            )
+            [last] = done.stderr.splitlines()[-1:]
+
+            shown = re.split("`, `", texts.strip("`"))[0]
+            pieces = [piece for piece in re.split("…", shown) if piece.strip()]
+            assert done.returncode in (Exit.CONFIGURATION, Exit.FLAGS)
+            assert re.search(".*".join(map(re.escape, (piece.strip(' "') for piece in pieces))), last), last
 
 
 # ---- the first page
