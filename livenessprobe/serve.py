@@ -55,6 +55,9 @@ def serve(config: Config) -> Exit:
     except Interrupted:
         _logger.info("Stopping")
         return Exit.OK
+    except OSError as error:
+        reason = f"cannot serve: {str(error.strerror).lower()}"
+        raise ConfigError(config.health.flag, config.health.value, reason) from None
     with _stopped_by_signals(server):
         try:
             for name, work in _load_workers(config, checks, metrics, stop, history, names).items():

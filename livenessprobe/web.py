@@ -21,8 +21,8 @@ import struct
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import HTTPServer
@@ -181,10 +181,12 @@ class Server:
         most: int = MOST_CONNECTIONS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Raise OSError that names the call where the system denies one."""
         self._listeners, self._clock = listeners, clock
         self._most = max(8, min(most, _descriptors(most + _RESERVED_DESCRIPTORS) - _RESERVED_DESCRIPTORS))
         self._selector = selectors.DefaultSelector()
-        ends = os.pipe()
+        with _named("pipe2"):
+            ends = os.pipe()
         for end in ends:
             os.set_blocking(end, False)
         self._woken, self.wake_up = FileIO(ends[0], "r"), FileIO(ends[1], "w")
@@ -201,7 +203,8 @@ class Server:
         self._accept_at: float | None = None  # while not accepting: when to go on
         self._exhaustion_told = float("-inf")
         self._stops = 0
-        self._selector.register(self._woken, selectors.EVENT_READ, self._clear_wake_ups)
+        with _named("epoll_ctl"):
+            self._selector.register(self._woken, selectors.EVENT_READ, self._clear_wake_ups)
         for listener in listeners:
             self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
 
@@ -437,6 +440,15 @@ class Server:
         if handle:
             self._selector.register(connection.client, events, partial(handle, connection))
         connection.watched = events
+
+
+@contextmanager
+def _named(call: str) -> Iterator[None]:
+    """Name the call that the system denies."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{call}: {error.strerror}") from None
 
 
 def _descriptors(wanted: int) -> int:

@@ -741,6 +741,16 @@ def test_it_serves_without_what_is_only_nice_to_have(
         assert [line for line in probe.log_lines if line.startswith(("W", "E", "F"))] == []
 
 
+@pytest.mark.parametrize("call", ["pipe2", "epoll_ctl"])
+def test_what_it_cannot_do_without_is_named(call: str) -> None:
+    command = [*denying(call), *program.MODULE]
+    ended = program.run_once(["--csi-address=/nowhere", "--http-endpoint=127.0.0.1:0"], command=command)
+    assert ended.returncode == 1
+    _, line = ended.stderr.splitlines()
+    reason = f"cannot serve: {call}: operation not permitted"
+    assert line.endswith(f'"Bad configuration" err="{reason}" flag="http-endpoint" value="127.0.0.1:0"')
+
+
 def test_where_no_connection_may_be_accepted_it_says_so(driver: FakeDriver) -> None:
     args = [f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0"]
     with program.Probe(args, command=[*denying("accept4"), *program.built()]) as probe, probe.connect():

@@ -11,6 +11,7 @@ NUMBERS = {
     "accept4": (288, 242),
     "clone3": (435, 435),
     "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21),
     "eventfd2": (290, 19),
     "ioctl": (16, 29),
     "pipe2": (293, 59),
