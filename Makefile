@@ -28,6 +28,8 @@ SEED ?=
 WORKERS ?= $(shell n=$$(nproc) && echo $$((n < 8 ? 2 * n : 16)))
 # Which tests need no build and wait for nothing.
 QUICK ?= config exchange goflags health imports log promises quoting writer
+# When a run of the tests is given up.
+LIMIT ?= 30m
 # The manifests that check-manifest reads, and the image it suggests, if not registry.example's.
 FILE ?=
 SUGGEST ?=
@@ -55,7 +57,8 @@ play: $(builds) bin/livenessprobe  ## break and mend the example driver by keys,
 
 test: lint bin/livenessprobe  ## lint, then all tests, on the built file too; every line and branch must be reached, unless tests are skipped
 	@rm -rf .cache/coverage
-	$(python) -m coverage run -m pytest --numprocesses=$(WORKERS)
+	@# With a bound of its own: a test that fails must leave nobody waiting.
+	timeout --foreground --signal=INT --kill-after=60 $(LIMIT) $(python) -m coverage run -m pytest --numprocesses=$(WORKERS)
 	@$(python) -m coverage combine --quiet
 	@if [ -e .cache/skipped ]; then \
 		echo "Tests were skipped, see above; by those that ran, this was not reached:"; \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import tempfile
@@ -36,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # a worker is ended by whoever started it
+        # A thread that a failed test left must not keep the process from its end.
+        faulthandler.dump_traceback_later(60, exit=True)
     if config.stash[_THE_FIRST]:
         import image_engine  # which marks with the name of the run
 
