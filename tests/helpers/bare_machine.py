@@ -50,7 +50,8 @@ mount -t tmpfs -o mode=1777 tmp "$1/tmp"
 root=$1 user=$2
 shift 2
 ulimit -n 1024
-exec chroot --userspec="$user" "$root" "$@"
+# Not by exec: this shell is process 1, which has to wait for all whose parent has ended.
+chroot --userspec="$user" "$root" "$@" || exit $?
 """
 
 
@@ -106,9 +107,9 @@ class BareMachine:
         kept = {name: value for name, value in os.environ.items() if VARIABLES.fullmatch(name)}
         environment = {"HOME": home, "LANG": "C.UTF-8", "PATH": "/usr/bin:/usr/sbin:/bin:/sbin"} | kept
         inside = ["sh", "-c", f"cd {home}/clone && exec {command}"]
-        unshare = ["unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child"]
+        unshare = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--ipc", "--fork"]
         return subprocess.run(
-            [*unshare, "sh", "-c", ENTER, "sh", self.root, f"{user}:{user}", *inside],
+            [*unshare, "--kill-child", "sh", "-c", ENTER, "sh", self.root, f"{user}:{user}", *inside],
             check=False,
             env=environment,
             stdin=subprocess.DEVNULL,

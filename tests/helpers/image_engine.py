@@ -28,7 +28,7 @@ PORT = 9808
 HARDENED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--pids-limit=64")
 
 
-def docker(*arguments: str | Path, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+def docker(*arguments: str | Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
     """Run a command of Docker's client that may fail."""
     return subprocess.run(
         [image.DOCKER, *arguments],
@@ -40,7 +40,7 @@ def docker(*arguments: str | Path, timeout: float = 60.0) -> subprocess.Complete
     )
 
 
-def must(*arguments: str | Path, timeout: float = 60.0) -> str:
+def must(*arguments: str | Path, timeout: float = 300.0) -> str:
     """Run a command of Docker's client that may not fail; return its output."""
     done = docker(*arguments, timeout=timeout)
     assert done.returncode == 0, f"docker {arguments}: {done.stderr}"
@@ -125,7 +125,7 @@ class Container:
     def kill(self, signal: str = "KILL") -> None:
         must("kill", f"--signal={signal}", self.id)
 
-    def wait_for_log(self, pattern: str, timeout: float = 10.0) -> re.Match[str]:
+    def wait_for_log(self, pattern: str, timeout: float = 60.0) -> re.Match[str]:
         end = time.monotonic() + timeout
         while (found := re.search(pattern, self.log())) is None:
             assert time.monotonic() < end, f"nothing in the log matches {pattern!r}:\n{self.log()}"
@@ -133,7 +133,7 @@ class Container:
         return found
 
     def get(
-        self, path: str = "/healthz", port: int = PORT, timeout: float = 10.0, host: str = ""
+        self, path: str = "/healthz", port: int = PORT, timeout: float = 60.0, host: str = ""
     ) -> Response:
         """One request on a connection of its own."""
         begin = time.monotonic()
@@ -144,7 +144,7 @@ class Container:
                 body = response.read()
             return Response(response.status, response.headers, body, time.monotonic() - begin)
 
-    def wait_until_healthy(self, timeout: float = 10.0) -> float:
+    def wait_until_healthy(self, timeout: float = 60.0) -> float:
         """Ask until it says so; return the moment, by the monotonic clock."""
         address, end = self.address, time.monotonic() + timeout
         while True:
@@ -155,7 +155,7 @@ class Container:
             time.sleep(0.005)
 
     def connect(self, port: int = PORT, host: str = "") -> socket.socket:
-        return socket.create_connection((host or self.address, port), 5.0)
+        return socket.create_connection((host or self.address, port), 60.0)
 
     # ---- its control group, of version 1 or 2
 
