@@ -61,7 +61,7 @@ def serve(config: Config) -> Exit:
     with _stopped_by_signals(server):
         try:
             for name, work in _load_workers(config, checks, metrics, stop, history, names).items():
-                threads.start(name, partial(_work, work, problems, server))
+                threads.start(name, partial(run_or_end, work, problems, server.stop))
         except Exception as error:
             problems.append(str(error) if isinstance(error, threads.Denied) else repr(error))
             server.stop()
@@ -156,13 +156,13 @@ def _load_workers(
     return {"checks": run_checks, "name": partial(naming.run, stop)}
 
 
-def _work(work: Callable[[], None], problems: list[str], server: Server) -> None:
+def run_or_end(work: Callable[[], None], problems: list[str], end: Callable[[], None]) -> None:
     """Do a thread's work: a defect of ours ends the program, rather than leaving a server that never answers."""
     try:
         work()
     except Exception as error:
         problems.append(repr(error))
-        server.stop()
+        end()
 
 
 def _load_metrics(probe_timeout: float) -> "Metrics":

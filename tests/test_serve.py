@@ -28,6 +28,7 @@ from fake_driver import CODES, FakeDriver
 from test_exchange import FINE, MALFORMED, NO_HTTP1, read_answer
 
 from livenessprobe import __version__, config
+from livenessprobe.serve import run_or_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -1083,3 +1084,15 @@ def test_what_cannot_be_loaded_ends_it(folder: Path, driver: FakeDriver) -> None
     assert ended.returncode == 1
     assert '"Cannot check" err="ImportError(\'no such thing\')"' in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_defect_on_a_thread_ends_the_program() -> None:
+    problems: list[str] = []
+    ended: list[str] = []
+
+    def broken() -> None:
+        raise RuntimeError("broken")
+
+    run_or_end(lambda: None, problems, lambda: ended.append("too early"))
+    run_or_end(broken, problems, lambda: ended.append("now"))
+    assert (problems, ended) == (["RuntimeError('broken')"], ["now"])
