@@ -21,10 +21,11 @@ from livenessprobe.driver_name import Naming
 from livenessprobe.exchange import Route
 from livenessprobe.health import Outcome, Verdict
 from livenessprobe.history import Change, History
+from livenessprobe.listening import Listener
 from livenessprobe.resolving import Interrupted
 from livenessprobe.routes import health_routes, metrics_route, status_routes
 from livenessprobe.stopping import Stop
-from livenessprobe.web import Listener, Server
+from livenessprobe.web import Server
 
 if TYPE_CHECKING:
     from livenessprobe.metrics import Metrics

@@ -10,27 +10,22 @@ body counts once, however many clients get it. Where a budget is spent, the olde
 It is one file of more than 250 lines, as each of its states and limits touches the others.
 """
 
-import errno
-import fcntl
 import logging
 import os
 import resource
 import selectors
 import socket
-import struct
-import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
-from http.server import HTTPServer
 from io import FileIO
-from socketserver import TCPServer
 
-from livenessprobe import resolving
-from livenessprobe.exchange import LONGEST_HEAD, Exchange, Response, Route, head_of, head_size
+from livenessprobe.connection import NO_ANSWER, NOTHING, Connection, Undelivered
+from livenessprobe.exchange import LONGEST_HEAD, Exchange, Response, head_of, head_size
+from livenessprobe.listening import Listener
 
 HEAD_SECONDS = 5.0
 LEAVE_SECONDS = 2.0
@@ -39,137 +34,12 @@ MOST_HEAD_BYTES = 2 * 1024 * 1024  # of all reading connections together
 MOST_UNDELIVERED_BYTES = 1024 * 1024  # of all leaving connections together, here and in the kernel
 _CONNECTION_BYTES = 4096  # what the kernel needs for one, measured
 _SMALL_ANSWER = 2048  # bytes: what the kernel may keep of a closed connection
-# Bytes that the kernel may keep for a connection each way; it doubles them, for its own book-keeping.
-_SEND_BUFFER, _RECEIVE_BUFFER = 128 * 1024, 2304  # the least: heads are read as they come, and bodies are not
-_GIVE_UP_MILLISECONDS = 5000  # the kernel, to deliver what is left of a closed connection
-_SIOCOUTQ = 0x5411  # of linux/sockios.h; the standard library has no name for it
 _RESERVED_DESCRIPTORS = 48  # for the driver's connections, the log, the interpreter
 _LEAST_DESCRIPTORS = 1024
 _ACCEPTS_A_TURN = 64  # then the connections that are open have their turn
 _FULL_PAUSE_SECONDS = 0.1
 _EXHAUSTION_PAUSE_SECONDS = 0.5
 _TELL_EXHAUSTION_SECONDS = 60.0  # it may come and go with each connection
-_EVERYWHERE = ("", "0.0.0.0", "::")  # for Go, too, each of them means all addresses of both families  # noqa: S104
-
-
-class Listener(HTTPServer):
-    """A listening socket and its routes."""
-
-    request_queue_size = 4096  # the kernel takes the smaller of this and net.core.somaxconn
-    allow_reuse_port = False  # else a second probe on the port would go unnoticed
-
-    def __init__(self, host: str, port: int, routes: Mapping[str, Route]) -> None:
-        """Listen. An empty host is all addresses of both families; a name is its IPv4 address where it has one.
-
-        Raises OSError (socket.gaierror for a name that does not resolve), and resolving.Interrupted.
-        """
-        self.routes = routes
-        if host in _EVERYWHERE:
-            try:
-                self._listen(socket.AF_INET6, ("::", port))
-            except OSError as error:
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                    raise
-                self._listen(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104 - IPv6 is off
-            return
-        self._listen(*resolving.resolve(host, port))
-
-    def _listen(self, family: int, address: tuple[object, ...]) -> None:
-        self.address_family = family
-        super().__init__(address, Exchange)  # type: ignore[arg-type]
-        self.socket.setblocking(False)
-
-    def server_bind(self) -> None:
-        """Bind; without HTTPServer's look-up of our own name, which can hang on DNS."""
-        # Accepted connections have these from the listening one.
-        for level, option, value in (
-            (socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER),
-            (socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER),
-            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GIVE_UP_MILLISECONDS),
-        ):
-            with suppress(OSError):  # where that is denied, it does without
-                self.socket.setsockopt(level, option, value)
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        TCPServer.server_bind(self)
-
-    @property
-    def address(self) -> str:
-        """Where it listens, as host:port."""
-        host, port = self.server_address[:2]
-        return f"[{host!s}]:{port}" if self.address_family == socket.AF_INET6 else f"{host!s}:{port}"
-
-
-class Connection:
-    """A client's connection and how far it has come."""
-
-    __slots__ = (
-        *("answer", "client", "deadline", "head", "kept", "may_still_send", "only_head", "routes", "sent"),
-        "watched",
-    )
-
-    def __init__(self, client: socket.socket, routes: Mapping[str, Route], deadline: float) -> None:
-        self.client, self.routes, self.deadline = client, routes, deadline
-        self.head = b""
-        """What has come of the request's head, while reading."""
-        self.may_still_send = self.only_head = False
-        self.answer = _NO_ANSWER
-        """Head and body, while they are not sent."""
-        self.sent = 0
-        """Bytes of the answer that the kernel took."""
-        self.kept = _NOTHING
-        """What Undelivered has counted."""
-        self.watched = 0
-        """The selector's events it is registered for; 0: not registered."""
-
-    def unsent(self) -> Sequence[bytes | memoryview]:
-        """Return what the kernel has not taken of the answer."""
-        head, body = self.answer
-        if not self.sent:
-            return self.answer
-        return memoryview(head)[self.sent :], memoryview(body)[max(0, self.sent - len(head)) :]
-
-    def unread(self) -> bytes | None:
-        """Look whether the client sent more: b"" if it ended or broke the connection, None if neither."""
-        try:
-            return self.client.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""
-
-    def in_kernel(self) -> int:
-        """Return how many bytes of the answer the kernel keeps, as the client has not acknowledged them."""
-        with suppress(OSError, ValueError):
-            return int.from_bytes(fcntl.ioctl(self.client, _SIOCOUTQ, bytes(4)), sys.byteorder)
-        return 0  # it does not say, or the connection was evicted by an event just before
-
-
-_NOTHING = (0, b"")
-_NO_ANSWER = (b"", b"")
-_RESET = struct.pack("ii", 1, 0)  # of SO_LINGER: to close is to reset
-
-
-class Undelivered:
-    """Counts the bytes of answers that clients have not taken; a body counts once, however many are to get it."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._clients: Counter[int] = Counter()  # of each body, by its id
-
-    def count(self, connection: Connection, in_kernel: int = 0, body: bytes = b"") -> None:
-        """Count what is kept for a connection now, instead of what was."""
-        self.bytes += in_kernel - connection.kept[0]
-        self._add(body, 1)
-        self._add(connection.kept[1], -1)
-        connection.kept = in_kernel, body
-
-    def _add(self, body: bytes, clients: int) -> None:
-        before = self._clients[id(body)]
-        after = self._clients[id(body)] = before + clients
-        self.bytes += len(body) * ((after > 0) - (before > 0))
-        if not after:
-            del self._clients[id(body)]
 
 
 class Server:
@@ -386,7 +256,7 @@ class Server:
             self._watch(connection, selectors.EVENT_WRITE, self._send)
             self._keep(connection, connection.in_kernel())
             return
-        connection.answer = _NO_ANSWER
+        connection.answer = NO_ANSWER
         if connection.unread():
             connection.may_still_send = True
         in_kernel = connection.in_kernel() if size > _SMALL_ANSWER else 0
@@ -416,8 +286,7 @@ class Server:
 
     def _evict(self, connection: Connection) -> None:
         """Drop a connection, and what the kernel keeps for it."""
-        if connection.in_kernel():
-            connection.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        connection.forget_answer()
         self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:
@@ -425,7 +294,7 @@ class Server:
         self._waiting.pop(connection, None)
         self._leaving.pop(connection, None)
         self._watch(connection, 0)
-        if connection.kept is not _NOTHING:
+        if connection.kept is not NOTHING:
             self._undelivered.count(connection)
         connection.client.close()
 

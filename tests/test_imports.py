@@ -14,11 +14,13 @@ SIBLINGS = {
     "command": {"config", "goflags", "log", "once", "serve", "versions", "writer"},
     "serve": {
         *("checks", "config", "driver", "driver_name", "exchange", "health", "history", "metrics"),
-        *("resolving", "routes", "stopping", "threads", "versions", "web"),
+        *("listening", "resolving", "routes", "stopping", "threads", "versions", "web"),
     },
     "routes": {"checks", "exchange", "health", "history", "metrics", "quoting", "status"},
     "once": {"config", "driver", "health", "quoting", "stopping", "threads", "writer"},
-    "web": {"exchange", "resolving"},
+    "web": {"connection", "exchange", "listening"},
+    "listening": {"exchange", "resolving"},
+    "connection": {"exchange"},
     "checks": {"health", "stopping"},
     "history": {"health"},
     "status": {"history", "quoting"},
@@ -38,7 +40,7 @@ ONLY_IN = {
     "google": {"driver"},
     "hpack": {"http2_call", "http2_frames"},
     "prometheus_client": {"metrics"},
-    "http.server": {"exchange", "web"},
+    "http.server": {"exchange", "listening"},
 }
 
 

@@ -20,8 +20,10 @@ import pytest
 from test_exchange import FINE, MALFORMED, NO_HTTP1, read_answer
 
 from livenessprobe import web
+from livenessprobe.connection import Connection
 from livenessprobe.exchange import LONGEST_HEAD, Response
-from livenessprobe.web import Listener, Server
+from livenessprobe.listening import Listener
+from livenessprobe.web import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -437,7 +439,7 @@ def test_an_evicted_connection_is_asked_in_vain() -> None:
     """As happens where one event of a turn evicts the connection of the next."""
     with Listener("127.0.0.1", 0, {}) as listener, socket.create_connection(listener.server_address[:2]):  # type: ignore[arg-type]
         listener.socket.setblocking(True)
-        connection = web.Connection(listener.socket.accept()[0], {}, 0.0)
+        connection = Connection(listener.socket.accept()[0], {}, 0.0)
         connection.client.close()
         assert (connection.unread(), connection.in_kernel()) == (b"", 0)
 
