@@ -121,6 +121,10 @@ def test_a_deadline_that_has_passed_is_kept() -> None:
         assert call(target, -1) == TOO_LATE
 
 
+# What the C core says, too, where it has begun the call before it reads what was said first.
+RACES = {"GOAWAY before the call, then a new connection": "Unavailable"}
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if BY_GRPCIO.get(name) != "DeadlineExceeded"])
 def test_the_verdict_is_that_of_grpc_go_or_known_to_differ(name: str, socket_path: Path) -> None:
     with CASES[name].peer(socket_path):
@@ -129,7 +133,7 @@ def test_the_verdict_is_that_of_grpc_go_or_known_to_differ(name: str, socket_pat
         except Unreachable:
             code = ""
 
-    assert code == BY_GRPCIO.get(name, CASES[name].code)
+    assert code in (BY_GRPCIO.get(name, CASES[name].code), RACES.get(name))
 
 
 def test_each_call_has_a_connection_of_its_own() -> None:
