@@ -121,10 +121,10 @@ class Demo:
             self._logged.notify_all()
 
     def _must_serve(self) -> None:
-        """Tells what it said, if it has ended."""
+        """Tells what it said if it has ended, or is about to."""
         assert self._serving
-        if self._log_ended or self._serving.poll() is not None:
-            code = self._serving.wait(PATIENCE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._serving.wait(1)
             with self._logged:
                 self._logged.wait_for(lambda: self._log_ended, PATIENCE)
             said = "".join(f"\n  {line}" for line in self._log[self._log_shown :]) or " nothing"

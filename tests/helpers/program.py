@@ -75,7 +75,7 @@ def run_once(
     command: Sequence[str] | None = None,
     env: Mapping[str, str] | None = None,
     user: int | None = None,
-    timeout: float = 30.0,
+    timeout: float = 120.0,
 ) -> subprocess.CompletedProcess[str]:
     """Runs the program to its end, for --once, --version or flags it refuses."""
     return subprocess.run(
