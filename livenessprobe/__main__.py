@@ -5,7 +5,7 @@ import signal
 import sys
 from typing import NoReturn
 
-# What the libraries inside would read: their own switches, and what Kubernetes tells of services with such names.
+# What the libraries inside would read: their own switches, and what Kubernetes says about services with such names.
 _OF_LIBRARIES = ("GRPC_", "PROMETHEUS_", "PROTOCOL_BUFFERS_", "TEMPORARILY_DISABLE_PROTOBUF_")
 
 
@@ -17,19 +17,19 @@ def main() -> NoReturn:
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
     _open_standard_descriptors()
     _forget_environment()
-    # Not before: these imports take time, and what they import takes notice of the environment.
+    # Not sooner: these imports take time, and what they import reads the environment.
     from livenessprobe import postponed
 
     postponed.postpone(postponed.UNUSED)
     from livenessprobe.command import run
 
     code = run(sys.argv[1:])
-    # Not sys.exit(): the interpreter's own end waits for or races with threads that may hang in a call to the driver.
+    # Not sys.exit(): the interpreter's own end waits for, or races with, threads that may hang in a call to the driver.
     os._exit(code)
 
 
 def _open_standard_descriptors() -> None:
-    """Make sure that 0 to 2 are open: else a socket would get such a number, and the log would be written into it."""
+    """Make sure that 0 to 2 are open: otherwise a socket would get such a number, and the log would go into it."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -38,7 +38,7 @@ def _open_standard_descriptors() -> None:
 
 
 def _forget_environment() -> None:
-    """Leave none of the libraries' variables a say in verdicts, metrics, logs, or whether the program runs."""
+    """Give none of the libraries' variables a say in verdicts, metrics, logs, or whether the program runs."""
     for name in list(os.environ):
         if name.upper().startswith(_OF_LIBRARIES):
             del os.environ[name]

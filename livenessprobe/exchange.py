@@ -1,4 +1,4 @@
-"""One HTTP request and its answer, as values: no sockets, no waiting. Strict in what it takes, as a target of junk.
+"""One HTTP request and its answer, as values: no sockets, no waiting. Strict in what it takes, since it gets a lot of junk.
 
 Every connection serves one request: an answer says `Connection: close`, and nothing of a request's body is read.
 """
@@ -24,7 +24,7 @@ _REQUEST_LINE = re.compile(rf"({_TOKEN}) ({_TARGET}) HTTP/1\.[0-9]")
 _VERSION_PIECES = (*"HTTP/1", r"\.", "[0-9]", r"\r")
 _VERSION_BEGUN = reduce(lambda rest, piece: f"(?:{piece}{rest})?", reversed(_VERSION_PIECES), "")
 _REQUEST_LINE_BEGUN = re.compile(rf"(?:{_TOKEN}(?: (?:{_TARGET}(?: {_VERSION_BEGUN})?)?)?)?")
-# Blanks around the value are its own: an optional part before it takes quadratic time where a line is refused.
+# Blanks around the value are part of it: an optional part before it would take quadratic time to refuse a line.
 _FIELD_LINE = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 
 
@@ -45,9 +45,9 @@ Route = Callable[[Reply], None]
 
 
 def head_size(received: bytes, searched: int = 0) -> int:
-    """Return how much of what a client sent is the head to answer, 0 while more of it is to come.
+    """Return how much of what a client sent is the head to answer, 0 while more of it has to come.
 
-    That is all up to its empty line; LONGEST_HEAD where none comes; what there is where no request can come of it.
+    That is everything up to its empty line; LONGEST_HEAD if none comes; what there is if it cannot become a request.
     searched is how much of it was there at the last look.
     """
     if end := _END_OF_HEAD.search(received, max(0, searched - 2)):
@@ -73,10 +73,10 @@ class Exchange(BaseHTTPRequestHandler):
         self._head = head
         self.requestline, self.command, self.path, self.request_version = "", "", "", ""
         self.may_still_send = False
-        """Whether more can come from the client, though its head is complete: to close at once could lose the answer."""
+        """Whether more can come from the client though its head is complete: closing at once could lose the answer."""
 
     def ask(self, routes: Mapping[str, Route], reply: Reply) -> None:
-        """Have the route answer, now or later; what no route is to answer gets its error now."""
+        """Have the route answer, now or later; anything without a route gets its error now."""
         self._reply = reply
         if not self.parse_request():
             return
@@ -89,7 +89,7 @@ class Exchange(BaseHTTPRequestHandler):
             route(reply)
 
     def parse_request(self) -> bool:
-        """Read the head; answer 4xx and return False where it breaks RFC 9112."""
+        """Read the head; answer 4xx and return False if it breaks RFC 9112."""
         head = self._head.decode("latin-1")
         lines = head.split("\n")
         self.requestline, *fields = (line.removesuffix("\r") for line in lines[:-2] or lines)
@@ -130,7 +130,7 @@ class Exchange(BaseHTTPRequestHandler):
         logging.getLogger(__name__).log(
             _MALFORMED, "Malformed request", {"reason": what, "request": self.requestline}
         )
-        self.may_still_send = True  # whatever follows is not understood either
+        self.may_still_send = True  # nor is whatever follows understood
         self.send_error(HTTPStatus.BAD_REQUEST, what)
         return False
 
@@ -145,14 +145,14 @@ class Exchange(BaseHTTPRequestHandler):
 
 
 def _path(target: str) -> str:
-    """Return a request target's path, decoded; empty where there is none."""
+    """Return a request target's path, decoded; empty if there is none."""
     if match := re.match("https?://[^/?#]+", target, re.IGNORECASE):
         target = target[match.end() :]
         target = target if target.startswith("/") else "/" + target
     if not target.startswith("/") and target != "*":
         return ""
     path = re.split("[?#]", target, maxsplit=1)[0]
-    if "%" in path or not path.isascii():  # loads urllib.parse where that is needed
+    if "%" in path or not path.isascii():  # loads urllib.parse if that is needed
         return urllib.parse.unquote_to_bytes(path.encode("latin-1")).decode(errors="surrogateescape")
     return path
 
@@ -167,7 +167,7 @@ def _begins_request(text: str) -> bool:
 
 @lru_cache(maxsize=8)
 def _head(status: int, content_type: str, length: int, second: int) -> bytes:
-    """Write the head of an answer; most answers of a second have the same."""
+    """Write the head of an answer; most answers within a second have the same one."""
     writer, written = Exchange(b""), BytesIO()
     writer.wfile = written
     writer.send_response_only(status)

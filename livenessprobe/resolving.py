@@ -1,4 +1,4 @@
-"""Resolving the name to listen on. With a DNS server that does not answer it takes minutes; signals do not wait for it."""
+"""Resolving the name to listen on. If a DNS server does not answer, that takes minutes; signals do not wait for it."""
 
 import signal
 import socket
@@ -12,9 +12,9 @@ class Interrupted(Exception):
 
 
 def resolve(host: str, port: int) -> tuple[int, tuple[object, ...]]:
-    """Return the family and address of a host, on IPv4 where it has one.
+    """Return the family and address of a host, IPv4 if it has one.
 
-    Raises OSError, UnicodeError for what can be no name, and Interrupted.
+    Raises OSError, UnicodeError for what cannot be a name, and Interrupted.
     """
     try:
         return _look_up(host, port, socket.AI_NUMERICHOST)

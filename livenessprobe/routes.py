@@ -46,7 +46,7 @@ def _response(verdict: Verdict, good: bool) -> Response:
 
 
 def metrics_route(metrics: "Callable[[], Metrics]") -> Route:
-    """Answer with the metrics, which are loaded by the first who needs them."""
+    """Answer with the metrics, which whoever needs them first loads."""
 
     def scrape(reply: Reply) -> None:
         reply(Response(HTTPStatus.OK, metrics().render(), metrics().content_type))
@@ -67,7 +67,7 @@ def status_routes(
 
     @lru_cache(maxsize=1)
     def page(name: str, seen: Seen | None, now: int) -> Response:
-        """Write it once a second, where nothing changes: long texts take their time, and hundreds can ask."""
+        """Write it once a second, unless something changes: long texts take their time, and hundreds can ask."""
         from livenessprobe.status import Program, statusz
 
         program = Program(started, versions, tuple(paths), address)

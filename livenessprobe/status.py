@@ -17,14 +17,14 @@ class Program:
     started: float
     """By the monotonic clock, as are all moments of a Seen."""
     versions: tuple[tuple[str, str], ...]
-    """What of, and which."""
+    """Of what, and which."""
     paths: tuple[str, ...]
     address: str
     """The driver's."""
 
 
 def statusz(program: Program, driver_name: str, seen: Seen | None, now: float, ahead: float) -> str:
-    """Write /statusz; ahead is what the clock of the day is ahead of the monotonic one."""
+    """Write /statusz; ahead is how far the time of day is ahead of the monotonic clock."""
 
     def dated(moment: float) -> str:
         return time.strftime("%a %b %e %H:%M:%S UTC %Y", time.gmtime(moment + ahead))
@@ -60,7 +60,7 @@ def statusz(program: Program, driver_name: str, seen: Seen | None, now: float, a
 
 
 def flagz(flags: Iterable[tuple[str, str]]) -> str:
-    """Write /flagz, of the names and values of all flags."""
+    """Write /flagz from the names and values of all flags."""
     lines = [f"{name}={printable(value)}" for name, value in sorted(flags)]
     return "\n".join(["", "livenessprobe flagz", _WARNING, "", *lines, ""])
 

@@ -1,13 +1,13 @@
 """The HTTP server: one thread, many connections, hard limits; knows nothing of CSI.
 
 A connection is reading (its request's head is not complete), waiting (its route has not answered), or leaving (the
-answer is on its way). Nobody can keep one reading or leaving for more than a few seconds, and where there are too many,
+answer is on its way). Nobody can keep one reading or leaving for more than a few seconds, and when there are too many,
 the oldest reading one is evicted: half-open and idle clients, and those that left, cannot keep a proper request out.
 
 Bytes have two budgets: heads that come in, and answers that are not delivered, in this process and in the kernel. A
-body counts once, however many clients get it. Where a budget is spent, the oldest connection of its kind is evicted.
+body counts once, however many clients get it. When a budget is spent, the oldest connection of its kind is evicted.
 
-It is one file of more than 250 lines, as each of its states and limits touches the others.
+It is one file of more than 250 lines, since each of its states and limits touches the others.
 """
 
 import logging
@@ -36,7 +36,7 @@ _CONNECTION_BYTES = 4096  # what the kernel needs for one, measured
 _SMALL_ANSWER = 2048  # bytes: what the kernel may keep of a closed connection
 _RESERVED_DESCRIPTORS = 48  # for the driver's connections, the log, the interpreter
 _LEAST_DESCRIPTORS = 1024
-_ACCEPTS_A_TURN = 64  # then the connections that are open have their turn
+_ACCEPTS_A_TURN = 64  # then it is the open connections' turn
 _FULL_PAUSE_SECONDS = 0.1
 _EXHAUSTION_PAUSE_SECONDS = 0.5
 _TELL_EXHAUSTION_SECONDS = 60.0  # it may come and go with each connection
@@ -51,7 +51,7 @@ class Server:
         most: int = MOST_CONNECTIONS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raise OSError that names the call where the system denies one."""
+        """Raise an OSError that names the call if the system denies one."""
         self._listeners, self._clock = listeners, clock
         self._most = max(8, min(most, _descriptors(most + _RESERVED_DESCRIPTORS) - _RESERVED_DESCRIPTORS))
         self._selector = selectors.DefaultSelector()
@@ -195,7 +195,7 @@ class Server:
         if not chunk:
             self._drop(connection)
             return
-        # RFC 9112, 2.2: empty lines before a request are to be ignored.
+        # RFC 9112, 2.2: ignore empty lines before a request.
         connection.head = (connection.head + chunk).lstrip(b"\r\n")
         self._head_bytes += len(connection.head) - searched
         if size := head_size(connection.head, searched):
@@ -230,7 +230,7 @@ class Server:
     def _reply(self, connection: Connection, response: Response) -> None:
         """Take a route's answer, from any thread."""
         self._replies.append((connection, response))
-        # After the append, as the server looks for replies after it has said that it sleeps; once for many replies.
+        # After the append, since the server looks for replies after it has said that it sleeps; once for many replies.
         if self._asleep:
             self._asleep = False
             self._wake()
@@ -321,7 +321,7 @@ def _named(call: str) -> Iterator[None]:
 
 
 def _descriptors(wanted: int) -> int:
-    """Raise our limit of descriptors to what is wanted, or as far as we may: most systems begin low; return it."""
+    """Raise our limit on descriptors as far as wanted or allowed, since most systems begin low; return it."""
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     except OSError:  # denied: the least that a process gets anywhere
