@@ -31,7 +31,7 @@ NOBODY = 65534
 AS_ROOT = os.geteuid() == 0
 
 pytestmark = pytest.mark.timeout(400)  # several builds, from nothing
-VERSION = re.compile(r"livenessprobe \S+ \(Python \S+, grpcio \S+\)\n")
+VERSION = re.compile(r"livenessprobe \S+ \(Python \S+, grpcio [\d.]+\)\n")
 
 
 class Host:
