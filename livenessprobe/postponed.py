@@ -32,6 +32,9 @@ UNUSED: Mapping[str, Mapping[str, object]] = {
     "google.protobuf.internal.well_known_types": {"WKTBASES": {}},
     "google.protobuf.text_format": {},
     "pickle": {},
+    # grpc: its second half, which wants TLS as well, of which the image has nothing
+    "asyncio": {},
+    "grpc.aio": {},
     # prometheus_client, which can also push, serve and compress
     "base64": {},
     "gzip": {},

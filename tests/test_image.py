@@ -423,6 +423,15 @@ def test_once_exits_with_its_codes(
     assert "Traceback" not in done.stderr
 
 
+def test_a_target_that_is_not_a_socket_is_judged(
+    once: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = once("--once", "--csi-address=localhost:1", "--connection-timeout=0")
+
+    assert done.returncode == 3, done
+    assert done.stdout.startswith("cannot connect to localhost:1: connection refused")
+
+
 def test_version_and_help(once: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     version = once("--version")
     usage = once("--help")

@@ -130,6 +130,10 @@ print(len(found), *sorted(set(map(str, found))))
             "livenessprobe.serve, livenessprobe.driver, livenessprobe.unix_call, livenessprobe.metrics",
             {"inspect"},
         ),
+        (
+            "livenessprobe.serve, livenessprobe.driver, livenessprobe.grpc_call",
+            {"inspect", "traceback", "string"},
+        ),
     ],
 )
 def test_the_program_leaves_unloaded_what_it_does_not_use(modules: str, used: set[str]) -> None:
@@ -146,7 +150,7 @@ print(json.dumps(names))
 
 def test_every_entry_of_the_table_is_imported_by_something() -> None:
     code = """
-import logging, http.server, google.protobuf.wrappers_pb2, prometheus_client, dataclasses
+import logging, http.server, google.protobuf.wrappers_pb2, prometheus_client, dataclasses, grpc
 print(*(name for name in postponed.UNUSED if name not in sys.modules))
 """
     assert python(code, measured=False) == ""
