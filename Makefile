@@ -144,7 +144,7 @@ $(tests): $(builds) FORCE
 ifneq ($(target),$(shell cat $(OUTPUT).target 2>/dev/null))
 .PHONY: $(OUTPUT)
 endif
-$(OUTPUT): $(wildcard livenessprobe/*.py) build/here/requirements.lock build/here/pyz.py $(wildcard build/product/*.py) LICENSE $(builds)
+$(OUTPUT): $(wildcard livenessprobe/*.py) build/here/requirements.lock build/here/kept.py build/here/pyz.py $(wildcard build/product/*.py) LICENSE $(builds)
 	$(python) build/here/pyz.py $(PYTHON_VERSION:%=--python-version %) $(PLATFORM:%=--platform %) $@
 	@echo '$(target)' > $@.target
 

@@ -13,15 +13,15 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import audit
+import kept
 import program
 import pytest
-import pyz
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PACKED = len(re.findall("(?m)^[a-z]", pyz.LOCK.read_text()))
+PACKED = len(re.findall("(?m)^[a-z]", kept.LOCK.read_text()))
 FOUND = {
     "schema_version": "1.6.0",
     "id": "TEST-2026-1",

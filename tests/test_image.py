@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import built_images
 import contents
 import image
+import kept
 import load
 import peers
 import program
 import pytest
-import pyz
 import sbom
 from fake_driver import FakeDriver
 from image_engine import (
@@ -687,7 +687,7 @@ def test_scanners_see_all_packages(built: Archive) -> None:
 
     document = json.loads(sbom.list_content(built.path).read_text())
     found = {package["name"]: package.get("versionInfo") for package in document["packages"]}
-    locked = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", pyz.LOCK.read_text()))
+    locked = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", kept.LOCK.read_text()))
     assert {name: found.get(name) for name in locked} == locked
     assert packages <= found.keys()
     assert packages >= {"base-files", "libc6", "libstdc++6", f"python{image.PYTHON}-minimal"}

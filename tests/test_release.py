@@ -20,6 +20,7 @@ import built_images
 import debian_host
 import image
 import image_engine
+import kept
 import oci
 import podman_engine
 import program
@@ -111,7 +112,7 @@ def test_files_start_with_every_python_at_hand(
 
 
 def test_list_of_a_file_names_it_and_all_in_it(files: dict[str, Path]) -> None:
-    locked = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", pyz.LOCK.read_text()))
+    locked = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", kept.LOCK.read_text()))
     for file in files.values():
         listed = file.with_name(f"{file.name}.spdx.json")
         document = json.loads(listed.read_text())

@@ -1,7 +1,7 @@
 """Packs the program and what it needs into one file, by shiv, for every CPython of this or another machine.
 
 The same sources give the same bytes, wherever and whenever they are packed. What comes from other projects is fetched and
-compressed once for a lock file, and kept in bin/kept.
+compressed once for a lock file, by kept.py.
 
     python build/here/pyz.py [--python-version 3.13] [--platform linux/arm64] bin/livenessprobe
 """
@@ -9,28 +9,23 @@ compressed once for a lock file, and kept in bin/kept.
 import argparse
 import ast
 import hashlib
-import lzma
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import tars
+import kept
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PRODUCT = HERE.parent / "product"
 PACKAGE = ROOT / "livenessprobe"
-LOCK = HERE / "requirements.lock"
-KEPT = ROOT / "bin" / "kept"
 
 # gRPC has compiled parts for these; where no other target than a unix socket is asked for, newer ones do as well.
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
@@ -38,18 +33,8 @@ NEWEST = "3.99"
 
 PLATFORMS = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
-# What nothing that is packed imports or opens: certificates for TLS, sources and types of compiled modules, bridges
-# to other frameworks. Of *.dist-info, METADATA and the licences stay.
-UNREACHED = re.compile(
-    r"^bin/|/roots\.pem$|\.(pyi|cc|h)$|/py\.typed$"
-    r"|\.dist-info/(RECORD|WHEEL|INSTALLER|REQUESTED|top_level\.txt)$"
-    r"|^grpc/(beta|framework)/|^prometheus_client/(aiohttp|bridge|django|twisted)/"
-    r"|^google/protobuf/(compiler|testdata|util)/|_benchmark\.py$|/testing_refleaks\.py$"
-)
-
 START = "__main__.py"
 LOCAL_HEADER_BYTES = 30  # of a zip file, before an entry's name
-CORES = "grpc/_cython/cygrpc.*.so"
 
 # Python would run the archive behind any first line, but which Python? This looks for one, in the system's own places
 # first, and cuts it off from the host's modules and settings (-I -S, which start it 2 ms sooner, too). To ask a Python
@@ -92,86 +77,6 @@ fail "no Python here fits${{tried:+: $tried}}. Install CPython {version} (apt-ge
 """
 
 
-def run(command: str, *paths: str | Path, **environment: str) -> None:
-    """Run a module of this Python."""
-    subprocess.run([sys.executable, "-m", *command.split(), *paths], env=os.environ | environment, check=True)
-
-
-def download(packages: Path, requirements: Path, version: str, machine: str) -> None:
-    """Install locked wheels for a Python and machine, neither of which needs to be at hand."""
-    run(
-        "pip install -qq --disable-pip-version-check --no-compile --no-deps --require-hashes --only-binary=:all:"
-        f" --implementation=cp --python-version={version}"
-        f" --abi=cp{version.replace('.', '')} --abi=abi3 --abi=none"
-        f" --platform=manylinux2014_{machine} --platform=manylinux_2_17_{machine} --requirement",
-        requirements,
-        "--target",
-        packages,
-        # Files are chosen by their hashes: what this machine prefers could only get in the way.
-        PIP_CONSTRAINT=os.devnull,
-        PIP_USER="0",
-    )
-
-
-def kept(versions: Sequence[str], machine: str) -> Path:
-    """The folder with what comes from other projects for these Pythons and machine; made where there is none.
-
-    In it are the packages, and gRPC's compiled parts.
-    """
-    made_of = hashlib.sha256(LOCK.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
-    target = f"{machine}-{versions[0]}-{versions[-1]}"
-    folder = KEPT / f"{target}-{made_of}"
-    if not folder.is_dir():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=KEPT) as name:
-            made = Path(name, "made")
-            keep(made, versions, machine)
-            for old in KEPT.glob(f"{target}-*"):
-                shutil.rmtree(old, ignore_errors=True)
-            made.rename(folder)
-    return folder
-
-
-def keep(folder: Path, versions: Sequence[str], machine: str) -> None:
-    """Fetch and compress. Of the Pythons after the first one, only gRPC differs."""
-    grpc = folder / "grpc.lock"
-    folder.mkdir()
-    [locked] = re.findall(r"(?m)^grpcio==(?:.*\\\n)*.*\n", LOCK.read_text())
-    grpc.write_text(locked)
-    folders = [folder / "packages", *(folder / version for version in versions[1:])]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for each in [
-            pool.submit(download, packages, LOCK if packages is folders[0] else grpc, version, machine)
-            for packages, version in zip(folders, versions, strict=True)
-        ]:
-            each.result()
-    cores = [core for packages in reversed(folders) for core in packages.glob(CORES)]
-    assert len(cores) == len(versions)
-    compress(cores, folder / "cores.tar.xz")
-    (folder / "cores.txt").write_text("".join(f"{core.name}\n" for core in cores))
-    for path in [*cores, grpc]:
-        path.unlink()
-    for other in folders[1:]:
-        shutil.rmtree(other)
-    for path in folders[0].rglob("*"):
-        if path.is_file() and UNREACHED.search(path.relative_to(folders[0]).as_posix()):
-            path.unlink()
-
-
-def compress(cores: Sequence[Path], target: Path) -> None:
-    """One after the other: they are nearly the same, and the dictionary reaches over the one before.
-
-    A higher preset takes eight times as long and saves a tenth.
-    """
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 32 << 20}]
-    with (
-        lzma.open(target, "wb", format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=filters) as packed,
-        tarfile.open(fileobj=packed, mode="w|", format=tarfile.USTAR_FORMAT) as archive,
-    ):
-        for core in cores:
-            tars.add(archive, core.name, core.read_bytes())
-
-
 def collect(packages: Path, kept_packages: Path) -> None:
     """Lay out all that shiv is to pack, and nothing else."""
     shutil.copytree(kept_packages, packages)
@@ -181,12 +86,11 @@ def collect(packages: Path, kept_packages: Path) -> None:
 
 def shiv(packages: Path, output: Path) -> None:
     """Have shiv pack it."""
-    run(
-        "shiv --entry-point livenessprobe.__main__:main --reproducible --site-packages",
-        packages,
-        "--output-file",
-        output,
-        SOURCE_DATE_EPOCH="315532800",
+    command = "shiv --entry-point livenessprobe.__main__:main --reproducible --site-packages"
+    subprocess.run(
+        [sys.executable, "-m", *command.split(), packages, "--output-file", output],
+        env=os.environ | {"SOURCE_DATE_EPOCH": "315532800"},
+        check=True,
     )
 
 
@@ -251,7 +155,7 @@ def release() -> str:
 def build(versions: Sequence[str], machine: str, output: Path) -> None:
     """Pack for some Pythons and a machine."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    fetched = kept(versions, machine)
+    fetched = kept.folder_for(versions, machine)
     # A file that is being run can't be written to, but it can be replaced.
     new = output.with_name(f"{output.name}.new")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,109 @@
+"""What the packed file has from other projects: fetched by the lock file, compressed, and kept in bin/kept.
+
+It is made once for a lock file, a set of Pythons and a machine: a changed line of ours is then a new file in seconds.
+"""
+
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import tars
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+LOCK = HERE / "requirements.lock"
+KEPT = ROOT / "bin" / "kept"
+
+# What nothing that is packed imports or opens: certificates for TLS, sources and types of compiled modules, bridges
+# to other frameworks. Of *.dist-info, METADATA and the licences stay.
+UNREACHED = re.compile(
+    r"^bin/|/roots\.pem$|\.(pyi|cc|h)$|/py\.typed$"
+    r"|\.dist-info/(RECORD|WHEEL|INSTALLER|REQUESTED|top_level\.txt)$"
+    r"|^grpc/(beta|framework)/|^prometheus_client/(aiohttp|bridge|django|twisted)/"
+    r"|^google/protobuf/(compiler|testdata|util)/|_benchmark\.py$|/testing_refleaks\.py$"
+)
+CORES = "grpc/_cython/cygrpc.*.so"
+
+
+def download(packages: Path, requirements: Path, version: str, machine: str) -> None:
+    """Install locked wheels for a Python and machine, neither of which needs to be at hand."""
+    command = (
+        "pip install -qq --disable-pip-version-check --no-compile --no-deps --require-hashes --only-binary=:all:"
+        f" --implementation=cp --python-version={version}"
+        f" --abi=cp{version.replace('.', '')} --abi=abi3 --abi=none"
+        f" --platform=manylinux2014_{machine} --platform=manylinux_2_17_{machine}"
+    )
+    subprocess.run(
+        [sys.executable, "-m", *command.split(), "--requirement", requirements, "--target", packages],
+        # Files are chosen by their hashes: what this machine prefers could only get in the way.
+        env=os.environ | {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0"},
+        check=True,
+    )
+
+
+def folder_for(versions: Sequence[str], machine: str) -> Path:
+    """The folder with what comes from other projects for these Pythons and machine; made where there is none.
+
+    In it are the packages, and gRPC's compiled parts.
+    """
+    made_of = hashlib.sha256(LOCK.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
+    target = f"{machine}-{versions[0]}-{versions[-1]}"
+    folder = KEPT / f"{target}-{made_of}"
+    if not folder.is_dir():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=KEPT) as name:
+            made = Path(name, "made")
+            keep(made, versions, machine)
+            for old in KEPT.glob(f"{target}-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            made.rename(folder)
+    return folder
+
+
+def keep(folder: Path, versions: Sequence[str], machine: str) -> None:
+    """Fetch and compress. Of the Pythons after the first one, only gRPC differs."""
+    grpc = folder / "grpc.lock"
+    folder.mkdir()
+    [locked] = re.findall(r"(?m)^grpcio==(?:.*\\\n)*.*\n", LOCK.read_text())
+    grpc.write_text(locked)
+    folders = [folder / "packages", *(folder / version for version in versions[1:])]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for each in [
+            pool.submit(download, packages, LOCK if packages is folders[0] else grpc, version, machine)
+            for packages, version in zip(folders, versions, strict=True)
+        ]:
+            each.result()
+    cores = [core for packages in reversed(folders) for core in packages.glob(CORES)]
+    assert len(cores) == len(versions)
+    compress(cores, folder / "cores.tar.xz")
+    (folder / "cores.txt").write_text("".join(f"{core.name}\n" for core in cores))
+    for path in [*cores, grpc]:
+        path.unlink()
+    for other in folders[1:]:
+        shutil.rmtree(other)
+    for path in folders[0].rglob("*"):
+        if path.is_file() and UNREACHED.search(path.relative_to(folders[0]).as_posix()):
+            path.unlink()
+
+
+def compress(cores: Sequence[Path], target: Path) -> None:
+    """One after the other: they are nearly the same, and the dictionary reaches over the one before.
+
+    A higher preset takes eight times as long and saves a tenth.
+    """
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 32 << 20}]
+    with (
+        lzma.open(target, "wb", format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=filters) as packed,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for core in cores:
+            tars.add(archive, core.name, core.read_bytes())
