@@ -520,7 +520,7 @@ def test_what_is_missing_was_left_out_on_purpose(built: Archive) -> None:
 import importlib, pkgutil, sys
 sys.path[:] = ["/usr/lib/livenessprobe", *sys.path[-2:]]
 from livenessprobe import postponed
-late.postpone(late.UNUSED)
+postponed.postpone(postponed.UNUSED)
 for folder in sys.path:
     for module in pkgutil.walk_packages([folder], onerror=print):
         try:
@@ -560,7 +560,7 @@ def test_two_containers_as_in_a_pod(built: Archive) -> None:
 import sys
 sys.path.insert(0, "/usr/lib/livenessprobe")
 from livenessprobe import postponed
-late.postpone(late.UNUSED)
+postponed.postpone(postponed.UNUSED)
 exec(open("/driver.py").read())
 """
     driver_arguments = [
