@@ -145,6 +145,7 @@ ifneq ($(target),$(shell cat $(OUTPUT).target 2>/dev/null))
 .PHONY: $(OUTPUT)
 endif
 $(OUTPUT): $(wildcard livenessprobe/*.py) build/here/requirements.lock build/here/kept.py build/here/pyz.py $(wildcard build/product/*.py) LICENSE $(builds)
+	@[ -d bin/kept ] || echo "Fetching what $@ has from other projects, once for these Pythons: at most 40 MB"
 	$(python) build/here/pyz.py $(PYTHON_VERSION:%=--python-version %) $(PLATFORM:%=--platform %) $@
 	@echo '$(target)' > $@.target
 
