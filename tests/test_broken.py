@@ -30,7 +30,7 @@ def test_once_says_nothing_while_it_loads_and_then_what_was_wrong(folder: Path) 
     terminal, standard_error = pty.openpty()
     try:
         ended = subprocess.run(
-            [*program.MODULE, "--once", f"--csi-address={folder}/csi.sock"],
+            [*program.MODULE, "--once", "--csi-address=dns:///127.0.0.1:1"],
             check=False,
             cwd=program.ROOT,
             env=os.environ | environment(folder),
