@@ -69,11 +69,18 @@ class Handler(logging.Handler):
         self._writer.flush()
 
     def _loss(self, lines: int) -> str:
-        here = Handler._loss.__code__.co_firstlineno
+        # Of the code, since a packed module has no file.
+        here = Handler._loss.__code__
         values = {"lines": lines}
         return self.format(
             logging.LogRecord(
-                __name__, logging.WARNING, __file__, here, "Log lines were lost", (values,), None
+                __name__,
+                logging.WARNING,
+                here.co_filename,
+                here.co_firstlineno,
+                "Log lines were lost",
+                (values,),
+                None,
             )
         )
 
