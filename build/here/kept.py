@@ -63,9 +63,13 @@ def folder_for(versions: Sequence[str], machine: str) -> Path:
         with tempfile.TemporaryDirectory(dir=KEPT) as name:
             made = Path(name, "made")
             keep(made, versions, machine)
-            for old in KEPT.glob(f"{target}-*"):
+            for old in set(KEPT.glob(f"{target}-*")) - {folder}:
                 shutil.rmtree(old, ignore_errors=True)
-            made.rename(folder)
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another build at the same time was quicker
+                    raise
     return folder
 
 
