@@ -73,10 +73,6 @@ class Config:
     """Whether /statusz and /flagz are served."""
     once: bool
     version: bool
-    verbosity: int
-    vmodule: tuple[tuple[str, int], ...]
-    """(file name pattern without .py, verbosity)."""
-    json_logs: bool
     warnings: tuple[tuple[str, str], ...]
     """(message, flag) for what was accepted and has no effect."""
     flags: tuple[tuple[str, str], ...]
@@ -181,7 +177,10 @@ def parse(arguments: Sequence[str]) -> Config:
 
 
 def log_settings(given: Given) -> tuple[int, tuple[tuple[str, int], ...], bool]:
-    """Return verbosity, vmodule, and whether the log is JSON: known before it is clear whether all values can work."""
+    """Return verbosity, vmodule, and whether the log is JSON: known before it is clear whether all values can work.
+
+    Vmodule is pairs of a file name's pattern, without .py, and a verbosity.
+    """
     return given.get("v", 0), given.get("vmodule", ()), given.get("logging-format") == "json"
 
 
@@ -222,9 +221,6 @@ def decide(given: Given) -> Config:
         statusz=values["statusz"],
         once=values["once"],
         version=values["version"],
-        verbosity=values["v"],
-        vmodule=values["vmodule"],
-        json_logs=values["logging-format"] == "json",
         warnings=tuple(_warnings(values, given)),
         flags=tuple((flag.name, _written(flag, values.get(flag.name))) for flag in FLAGS),
     )

@@ -70,9 +70,6 @@ def test_defaults() -> None:
         statusz=True,
         once=False,
         version=False,
-        verbosity=0,
-        vmodule=(),
-        json_logs=False,
         warnings=(),
         flags=tuple((flag.name, DEFAULTS[flag.name]) for flag in config.FLAGS),
     )
@@ -130,13 +127,6 @@ def test_a_config_is_frozen() -> None:
         ("--once", "once", True),
         ("--once=false", "once", False),
         ("--version", "version", True),
-        ("-v=5", "verbosity", 5),
-        ("--v=2", "verbosity", 2),
-        ("--vmodule=driver=5,web=4", "vmodule", (("driver", 5), ("web", 4))),
-        ("--vmodule=driver.py=5,,*e?=1,", "vmodule", (("driver", 5), ("*e?", 1))),
-        ("--vmodule=", "vmodule", ()),
-        ("--logging-format=json", "json_logs", True),
-        ("--logging-format=text", "json_logs", False),
     ],
 )
 def test_one_flag(argument: str, field: str, value: object) -> None:
@@ -551,6 +541,22 @@ def test_the_log_s_settings_are_known_whatever_the_other_values_are() -> None:
 
     assert config.log_settings(given) == (3, (("web", 4),), True)
     assert config.log_settings({}) == (0, (), False)
+
+
+@pytest.mark.parametrize(
+    ("argument", "settings"),
+    [
+        ("-v=5", (5, (), False)),
+        ("--v=2", (2, (), False)),
+        ("--vmodule=driver=5,web=4", (0, (("driver", 5), ("web", 4)), False)),
+        ("--vmodule=driver.py=5,,*e?=1,", (0, (("driver", 5), ("*e?", 1)), False)),
+        ("--vmodule=", (0, (), False)),
+        ("--logging-format=json", (0, (), True)),
+        ("--logging-format=text", (0, (), False)),
+    ],
+)
+def test_each_of_the_log_s_settings(argument: str, settings: tuple[object, ...]) -> None:
+    assert config.log_settings(goflags.parse([argument], config.FLAGS)) == settings
 
 
 def test_exit_codes_of_the_contract() -> None:
