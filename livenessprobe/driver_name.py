@@ -9,6 +9,7 @@ from typing import Protocol
 from livenessprobe.stopping import Stop
 
 LONGEST_DELAY = 60.0  # seconds between attempts
+MOST_PROBLEMS = 5  # that are said one after the other: with some drivers they vary with each call
 
 _logger = logging.getLogger(__name__)
 
@@ -40,12 +41,14 @@ class Naming:
     def run(self, stop: Stop) -> None:
         """Learn names until the program stops; the attempt under way ends first."""
         known = said = ""
+        problems = 0
         delay = 1.0
         with stop.interrupting(self._ask.set):
             while not stop.is_set():
                 self._asked = self._driver.identity()
                 name, problem = self._driver.name(time.monotonic() + self._timeout)
-                if problem not in ("", said) and not stop.is_set():
+                problems = 0 if name else problems + (problem not in ("", said))
+                if problem not in ("", said) and problems <= MOST_PROBLEMS and not stop.is_set():
                     _logger.warning("Cannot learn the CSI driver's name", {"reason": problem})
                 said = problem
                 if name not in ("", known):

@@ -123,6 +123,22 @@ def test_what_goes_wrong_is_said_once_until_it_changes(scene: Scene, log: pytest
     ]
 
 
+def test_what_goes_wrong_otherwise_each_time_is_said_five_times_until_there_is_a_name(
+    scene: Scene, log: pytest.LogCaptureFixture
+) -> None:
+    for round_ in range(2):
+        for number in range(7):
+            scene.driver.answer("", f"request {number} failed")
+            scene.replace_driver()
+        scene.driver.answer(f"{round_}.csi")
+        assert scene.learnt.get(timeout=10) == f"{round_}.csi"
+        scene.replace_driver()
+    scene.end()
+
+    said = [line.args for line in log.records if line.levelno == logging.WARNING]
+    assert said == [{"reason": f"request {number} failed"} for number in range(5)] * 2
+
+
 def test_no_connection_is_not_worth_a_line(scene: Scene, log: pytest.LogCaptureFixture) -> None:
     scene.driver.answer(*NOTHING)
     scene.replace_driver()
