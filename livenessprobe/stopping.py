@@ -2,29 +2,40 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Stop:
-    """Whether the program, or a part of it, has to end. Methods may be called from any thread."""
+    """Whether the program, or a part of it, has to end. Methods may be called from any thread, set() by a signal's handler."""
 
     def __init__(self) -> None:
-        self._set = threading.Event()
+        self._is_set = False
+        # Not an Event: its set() takes a lock, which the thread that a handler interrupts may hold.
+        self._gate = threading.Lock()
+        """Closed until it is set; whoever waits passes through it, one after the other."""
+        self._gate.acquire()
         self._interrupts: list[Callable[[], object]] = []
 
     def set(self) -> None:
         """Stop; whoever waits goes on, and whatever is under way is interrupted."""
-        self._set.set()
+        self._is_set = True
+        self._open()
         for interrupt in [*self._interrupts]:
             interrupt()
 
     def is_set(self) -> bool:
         """Tell whether it was set."""
-        return self._set.is_set()
+        return self._is_set
 
     def wait(self, seconds: float) -> bool:
         """Wait until it is set, for some seconds at most; tell whether it is."""
-        return self._set.wait(seconds)
+        if self._gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
+            self._open()
+        return self._is_set
+
+    def _open(self) -> None:
+        with suppress(RuntimeError):  # it is open
+            self._gate.release()
 
     @contextmanager
     def interrupting(self, interrupt: Callable[[], object]) -> Iterator[None]:

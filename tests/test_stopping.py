@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -26,6 +27,34 @@ def test_a_wait_ends_in_time_or_with_the_stop() -> None:
     threading.Timer(0.05, stop.set).start()
     assert stop.wait(20)
     assert time.monotonic() - begin < 10
+
+
+def test_many_may_wait() -> None:
+    stop = Stop()
+    waiting = [threading.Thread(target=stop.wait, args=(20,)) for _ in range(20)]
+    for thread in waiting:
+        thread.start()
+    stop.set()
+    stop.set()
+    for thread in waiting:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_signal_s_handler_may_set_it_at_any_moment_of_a_wait() -> None:
+    """A lock that the interrupted wait holds would be waited for for ever."""
+    before = signal.signal(signal.SIGALRM, lambda *_: stop.set())
+    try:
+        for round_ in range(500):
+            stop = Stop()
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + round_))
+            for _ in range(1000):
+                if stop.wait(1e-5 if round_ % 2 else 1e-3):
+                    break
+            assert stop.wait(10)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_what_is_under_way_is_interrupted_and_nothing_else() -> None:
