@@ -54,20 +54,27 @@ class Checks:
                     self._changed.wait_for(lambda: self._waiting or self._stop.is_set())
                     if not self._waiting:
                         return
-                    asked = self._asked
-                try:
-                    verdict = check(asked)
-                except Exception as error:  # a defect of ours must not silence the probe
-                    verdict = failed("Internal", f"the liveness probe itself failed: {error!r}")
-                # From here on the check has ended: whoever asks now waits for the next one.
-                with self._changed:
-                    answers, self._waiting = self._waiting, []
-                try:  # first, so that whoever gets the answer finds it counted
-                    for observe in observers:
-                        observe(Checked(verdict, len(answers), asked))
-                finally:
-                    for answer in answers:
-                        answer(verdict)
+                self.run_once(check, *observers)
+
+    def run_once(self, check: Callable[[float], Verdict], *observers: Callable[[Checked], None]) -> None:
+        """Check if somebody waits for it; for where no thread is to be had for run()."""
+        with self._changed:
+            if not self._waiting:
+                return
+            asked = self._asked
+        try:
+            verdict = check(asked)
+        except Exception as error:  # a defect of ours must not silence the probe
+            verdict = failed("Internal", f"the liveness probe itself failed: {error!r}")
+        # From here on the check has ended: whoever asks now waits for the next one.
+        with self._changed:
+            answers, self._waiting = self._waiting, []
+        try:  # first, so that whoever gets the answer finds it counted
+            for observe in observers:
+                observe(Checked(verdict, len(answers), asked))
+        finally:
+            for answer in answers:
+                answer(verdict)
 
     def _wake(self) -> None:
         with self._changed:

@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> Exit:
     except config.ConfigError as error:
         _logger.error("Bad configuration", {"err": error.reason, "flag": error.flag, "value": error.value})
     except Exception as error:
-        _logger.critical("Unexpected error, please report it", {"err": repr(error)})
+        log.report(error)
     finally:
         log.flush()
     return Exit.CONFIGURATION

@@ -120,7 +120,10 @@ class Driver:
         _logger.log(
             _CALLS, "Calling the CSI driver", {"method": method, "timeout": f"{deadline - start:.3f}s"}
         )
-        reply = self._port(method, request, deadline)
+        try:
+            reply = self._port(method, request, deadline)
+        except MemoryError:
+            raise Unreachable("out of memory", " in the liveness probe itself") from None
         seconds = time.monotonic() - start
         _logger.log(
             _CALLS,

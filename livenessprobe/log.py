@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 
+from livenessprobe import limits
 from livenessprobe.quoting import cut, quote
 from livenessprobe.writer import Writer
 
@@ -31,12 +32,16 @@ def setup(verbosity: int, vmodule: Sequence[tuple[str, int]], json_lines: bool) 
     handler.addFilter(lambda record: _enabled(record, verbosity, modules))
     ours.handlers = [handler]
     # Whatever ends a thread, or fails while memory is cleaned up, would be a traceback.
-    threading.excepthook = lambda failed: _report(failed.exc_value)
-    sys.unraisablehook = lambda failed: _report(failed.exc_value)
+    threading.excepthook = lambda failed: report(failed.exc_value)
+    sys.unraisablehook = lambda failed: report(failed.exc_value)
 
 
-def _report(error: BaseException | None) -> None:
-    _logger.critical("Unexpected error, please report it", {"err": repr(error)})
+def report(error: BaseException | None) -> None:
+    """Write the line for an error that nobody expected: a defect, unless the system denied something."""
+    if error and (denial := limits.denial(error)):
+        _logger.critical("The system denies what is needed", {"err": denial})
+    else:
+        _logger.critical("Unexpected error, please report it", {"err": repr(error)})
 
 
 def flush() -> None:

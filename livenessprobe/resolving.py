@@ -31,7 +31,10 @@ def resolve(host: str, port: int) -> tuple[int, tuple[object, ...]]:
 
     # Nothing ends getaddrinfo(), and a handler would run only after it: a thread of its own, which ends with us.
     thread = threading.Thread(target=look_up, name="resolver", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # the system grants none
+        look_up()
     while thread.is_alive():
         if signal.sigpending():
             raise Interrupted

@@ -2,6 +2,7 @@
 
 Three threads are all it ever needs: this one serves HTTP, one checks, one learns the driver's name. What they use is
 loaded after binding and before they start, since that takes time; whoever asks meanwhile waits in the listener's queue.
+Where the system grants none, this one checks between its turns, and the driver's name is not learnt.
 """
 
 import logging
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from livenessprobe import health, threads
+from livenessprobe import health, limits, threads
 from livenessprobe.checks import Checked, Checks
 from livenessprobe.config import Config, ConfigError, Endpoint, Exit
 from livenessprobe.driver_name import Naming
@@ -60,13 +61,19 @@ def serve(config: Config) -> Exit:
         reason = f"cannot serve: {str(error.strerror).lower()}"
         raise ConfigError(config.health.flag, config.health.value, reason) from None
     with _stopped_by_signals(server):
+        between: Callable[[], None] = _nothing
         try:
-            for name, work in _load_workers(config, checks, metrics, stop, history, names).items():
-                threads.start(name, partial(run_or_end, work, problems, server.stop))
+            check, check_once, learn_name = _load_work(config, checks, metrics, stop, history, names)
+            if not _started("checks", partial(run_or_end, check, problems, server.stop)):
+                between = check_once
+                # Also from within a check, which then ends at once.
+                _on_signals(server.stop, stop.set)
+            else:
+                _started("name", partial(run_or_end, learn_name, problems, server.stop))
         except Exception as error:
-            problems.append(str(error) if isinstance(error, threads.Denied) else repr(error))
+            problems.append(limits.denial(error) or repr(error))
             server.stop()
-        server.run()
+        server.run(between)
         for problem in problems:
             _logger.critical("Cannot check", {"err": problem})
         _logger.info("Stopping")
@@ -105,8 +112,7 @@ def _listener(endpoint: Endpoint, routes: Mapping[str, Route]) -> Listener:
 
 @contextmanager
 def _stopped_by_signals(server: Server) -> Iterator[None]:
-    for number in _SIGNALS:
-        signal.signal(number, lambda *_: server.stop())
+    _on_signals(server.stop)
     # Handlers run between bytecodes; the wakeup fd closes the race with a signal just before the server waits.
     signal.set_wakeup_fd(server.wake_up.fileno(), warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -114,15 +120,24 @@ def _stopped_by_signals(server: Server) -> Iterator[None]:
     signal.set_wakeup_fd(-1)
 
 
-def _load_workers(
+def _on_signals(*stops: Callable[[], None]) -> None:
+    def handle(*_: object) -> None:
+        for stop in stops:
+            stop()
+
+    for number in _SIGNALS:
+        signal.signal(number, handle)
+
+
+def _load_work(
     config: Config,
     checks: Checks,
     metrics: "Callable[[], Metrics]",
     stop: Stop,
     history: History,
     names: deque[str],
-) -> dict[str, Callable[[], None]]:
-    """Load what talks to the driver and counts; return what the threads have to do, by their names."""
+) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
+    """Load what talks to the driver and counts; return how to check whenever asked, and once, and how to learn the name."""
     bound = time.monotonic()
     from livenessprobe.driver import Driver, way_to
 
@@ -142,19 +157,35 @@ def _load_workers(
     observers.append(partial(_hear_of_driver, naming))
     patience = health.served(config.connection_timeout, config.probe_timeout)
     loaded = time.monotonic()
+    waited_since = [bound]
 
     def check(asked: float) -> Verdict:
-        # Whoever asks in the first moment may have waited since there has been a listener.
-        start = bound if asked < loaded + _FIRST_MOMENT_SECONDS else asked
+        # Whoever the first check is for may have waited since there has been a listener, if it comes at once.
+        at_once = waited_since and asked < loaded + _FIRST_MOMENT_SECONDS
+        start = waited_since.pop() if at_once else asked
         # Don't count the time for loading against the first check.
         start = max(start, time.monotonic() - max(0.0, patience.total - SHORTEST_CHECK_SECONDS))
         return health.check(driver.attempt, patience, start, time.monotonic, stop.wait)
 
-    def run_checks() -> None:
+    def interrupted(run: Callable[..., None]) -> None:
         with stop.interrupting(driver.close):
-            checks.run(check, *observers)
+            run(check, *observers)
 
-    return {"checks": run_checks, "name": partial(naming.run, stop)}
+    return partial(interrupted, checks.run), partial(interrupted, checks.run_once), partial(naming.run, stop)
+
+
+def _started(name: str, work: Callable[[], None]) -> bool:
+    """Start a thread, or say why there is none to be had."""
+    try:
+        threads.start(name, work)
+    except threads.Denied as denied:
+        _logger.warning("Going on without a thread", {"thread": name, "reason": str(denied)})
+        return False
+    return True
+
+
+def _nothing() -> None:
+    pass
 
 
 def run_or_end(work: Callable[[], None], problems: list[str], end: Callable[[], None]) -> None:
@@ -162,7 +193,7 @@ def run_or_end(work: Callable[[], None], problems: list[str], end: Callable[[], 
     try:
         work()
     except Exception as error:
-        problems.append(repr(error))
+        problems.append(limits.denial(error) or repr(error))
         end()
 
 

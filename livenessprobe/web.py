@@ -23,6 +23,7 @@ from functools import partial
 from http import HTTPStatus
 from io import FileIO
 
+from livenessprobe import limits
 from livenessprobe.connection import NO_ANSWER, NOTHING, Connection, Undelivered
 from livenessprobe.exchange import LONGEST_HEAD, Exchange, Response, head_of, head_size
 from livenessprobe.listening import Listener
@@ -54,7 +55,6 @@ class Server:
         """Raise an OSError that names the call if the system denies one."""
         self._listeners, self._clock = listeners, clock
         self._most = max(8, min(most, _descriptors(most + _RESERVED_DESCRIPTORS) - _RESERVED_DESCRIPTORS))
-        self._selector = selectors.DefaultSelector()
         with _named("pipe2"):
             ends = os.pipe()
         for end in ends:
@@ -73,21 +73,26 @@ class Server:
         self._accept_at: float | None = None  # while not accepting: when to go on
         self._exhaustion_told = float("-inf")
         self._stops = 0
-        with _named("epoll_ctl"):
-            self._selector.register(self._woken, selectors.EVENT_READ, self._clear_wake_ups)
-        for listener in listeners:
-            self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
+        try:
+            self._selector = self._watching(selectors.DefaultSelector())
+        except OSError:  # a part of epoll
+            self._selector = self._watching(selectors.PollSelector())
 
     def stop(self) -> None:
         """Make run() return, and called again drain() too; from any thread or a signal's handler."""
         self._stops += 1
         self._wake()
 
-    def run(self) -> None:
-        """Serve until stop(); then listen no more and drop the connections that have not sent a request."""
+    def run(self, between: Callable[[], None] = lambda: None) -> None:
+        """Serve until stop(); then listen no more and drop the connections that have not sent a request.
+
+        Between turns, work that has no thread of its own is done; nobody is served meanwhile.
+        """
         while not self._stops:
             self._turn(None)
+            between()
         self._turn(self._clock())  # what has come by now is still read
+        between()
         self._pause_accepting(float("inf"))
         for listener in self._listeners:
             listener.server_close()
@@ -109,29 +114,47 @@ class Server:
         self._woken.close()
 
     def _turn(self, deadline: float | None) -> None:
-        """Wait for something to happen, and handle all that did."""
-        alarms = [next(iter(group)).deadline for group in (self._reading, self._leaving) if group]
-        alarms += [at for at in (self._accept_at, deadline) if at is not None]
-        timeout = max(0.0, min(alarms) - self._clock()) if alarms else None
-        self._asleep = True
-        for key, _ in self._selector.select(0.0 if self._replies else timeout):
-            key.data()
-        self._asleep = False
-        while self._replies:
-            self._answer(*self._replies.popleft())
-        now = self._clock()
-        for group in (self._reading, self._leaving):
-            while group and (oldest := next(iter(group))).deadline <= now:
-                self._evict(oldest)
-        if self._accept_at is not None and now >= self._accept_at:
-            self._resume_accepting()
+        """Wait for something to happen, and handle all that did; out of memory, what is left for the next turn."""
+        served: object = None
+        try:
+            alarms = [next(iter(group)).deadline for group in (self._reading, self._leaving) if group]
+            alarms += [at for at in (self._accept_at, deadline) if at is not None]
+            timeout = max(0.0, min(alarms) - self._clock()) if alarms else None
+            self._asleep = True
+            for key, _ in self._selector.select(0.0 if self._replies else timeout):
+                handle, served = key.data
+                handle(served)
+            self._asleep = False
+            while self._replies:
+                served, response = self._replies.popleft()
+                self._answer(served, response)
+            now = self._clock()
+            for group in (self._reading, self._leaving):
+                while group and (oldest := next(iter(group))).deadline <= now:
+                    self._evict(oldest)
+            if self._accept_at is not None and now >= self._accept_at:
+                self._resume_accepting()
+        except MemoryError as error:
+            victim = served if isinstance(served, Connection) else self._dispensable()
+            if victim is None:
+                raise
+            self._evict(victim)
+            self._report_exhaustion(error)
 
     def _wake(self) -> None:
         with suppress(ValueError):  # closed: nobody left to wake; full: awake already
             self.wake_up.write(b"\0")
 
-    def _clear_wake_ups(self) -> None:
-        self._woken.read(4096)
+    def _clear_wake_ups(self, woken: FileIO) -> None:
+        woken.read(4096)
+
+    def _watching(self, selector: selectors.BaseSelector) -> selectors.BaseSelector:
+        """Have it watch for wake-ups and connections; raises OSError where the system denies this way to wait."""
+        selector.register(self._woken, selectors.EVENT_READ, (self._clear_wake_ups, self._woken))
+        for listener in self._listeners:
+            selector.register(listener, selectors.EVENT_READ, (self._accept, listener))
+        selector.select(0)
+        return selector
 
     def _accept(self, listener: Listener) -> None:
         for _ in range(_ACCEPTS_A_TURN):
@@ -140,22 +163,23 @@ class Server:
             if full and dispensable is None:
                 self._pause_accepting(self._clock() + _FULL_PAUSE_SECONDS)
                 return
+            deadline = self._clock() + HEAD_SECONDS
             try:
                 client, _ = listener.socket.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # out of descriptors or memory; hardly ever anything else
-                self._report_exhaustion(error)
+            except (OSError, MemoryError) as error:  # out of descriptors or memory; hardly ever anything else
                 dispensable = self._dispensable()
                 if dispensable is None:
                     self._pause_accepting(self._clock() + _EXHAUSTION_PAUSE_SECONDS)
                 else:
                     self._evict(dispensable)
+                self._report_exhaustion(error)
                 return
             if dispensable is not None:
                 self._evict(dispensable)
             client.setblocking(False)
-            connection = Connection(client, listener.routes, self._clock() + HEAD_SECONDS)
+            connection = Connection(client, listener.routes, deadline)
             self._reading[connection] = None
             self._receive(connection)  # most often the request came with the connection
 
@@ -175,13 +199,15 @@ class Server:
     def _resume_accepting(self) -> None:
         self._accepting, self._accept_at = True, None
         for listener in self._listeners:
-            self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
+            self._selector.register(listener, selectors.EVENT_READ, (self._accept, listener))
 
-    def _report_exhaustion(self, error: OSError) -> None:
+    def _report_exhaustion(self, error: Exception) -> None:
         now = self._clock()
         if now - self._exhaustion_told >= _TELL_EXHAUSTION_SECONDS:
-            logging.getLogger(__name__).error("Cannot accept connections", {"err": error.strerror})
             self._exhaustion_told = now
+            with suppress(MemoryError):
+                reason = limits.denial(error) or str(error)
+                logging.getLogger(__name__).error("Cannot accept connections", {"err": reason})
 
     def _receive(self, connection: Connection) -> None:
         searched = len(connection.head)
@@ -307,7 +333,7 @@ class Server:
         if connection.watched:
             self._selector.unregister(connection.client)
         if handle:
-            self._selector.register(connection.client, events, partial(handle, connection))
+            self._selector.register(connection.client, events, (handle, connection))
         connection.watched = events
 
 

@@ -82,7 +82,7 @@ class Writer:
     def _write(self, data: bytes) -> bool:
         """Return whether all was written; after a part of a line, the next one doesn't continue it."""
         data = rest = b"\n" * self._torn + data
-        with suppress(OSError):  # closed, full, or nobody reads any more
+        with suppress(OSError, MemoryError):  # closed, full, or nobody reads any more
             while rest:
                 rest = rest[self._write_some(rest) :]
         if len(rest) < len(data):

@@ -62,6 +62,23 @@ class Running:
         assert not self.thread.is_alive()
 
 
+def test_without_a_thread_it_checks_when_told_to_if_somebody_waits() -> None:
+    asked, seen, answers = list[float](), list[Checked](), list[Verdict]()
+    checks = Checks(Stop(), lambda: 5.0)
+
+    def check(moment: float) -> Verdict:
+        asked.append(moment)
+        return MISSING
+
+    checks.run_once(check, seen.append)
+    assert not asked
+    for _ in range(3):
+        checks.ask(answers.append)
+    for _ in range(2):
+        checks.run_once(check, seen.append)
+    assert (asked, seen, answers) == ([5.0], [Checked(MISSING, 3, 5.0)], [MISSING] * 3)
+
+
 def test_requests_during_a_check_share_its_verdict() -> None:
     gate, seen, answers = Gate(), Queue[Checked](), Queue[Verdict]()
     with Running(gate, seen.put, clock=lambda: 5.0) as checks, ThreadPoolExecutor(16) as pool:

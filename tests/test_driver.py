@@ -62,7 +62,7 @@ def soon(seconds: float = PATIENCE) -> float:
 class Calls:
     """A way to call that says what a test tells it, and notes what it was asked."""
 
-    def __init__(self, *said: Reply | Unreachable) -> None:
+    def __init__(self, *said: Reply | Exception) -> None:
         self.asked: list[tuple[str, bytes, float]] = []
         self.observed: list[tuple[str, str]] = []
         self.closed = False
@@ -71,7 +71,7 @@ class Calls:
     def __call__(self, method: str, request: bytes, deadline: float) -> Reply:
         self.asked.append((method, request, deadline))
         said = self._said.pop(0)
-        if isinstance(said, Unreachable):
+        if isinstance(said, Exception):
             raise said
         return said
 
@@ -165,6 +165,14 @@ def test_a_name_that_is_none_has_a_reason_but_for_want_of_a_connection(
     said: Reply | Unreachable, problem: str
 ) -> None:
     assert Calls(said).driver().name(soon()) == ("", problem)
+
+
+def test_out_of_memory_for_a_call_there_is_no_connection() -> None:
+    driver = Calls(MemoryError(), MemoryError()).driver()
+    verdict = driver.attempt(soon())
+    text = f"cannot connect to {ADDRESS}: out of memory in the liveness probe itself"
+    assert (verdict.outcome, verdict.reason, verdict.text) == (Outcome.UNREACHABLE, "out of memory", text)
+    assert driver.name(soon()) == ("", "")
 
 
 def test_a_name_that_cannot_be_decoded() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+import load
 import program
 import pytest
 from fake_driver import SERVICE, Answer, FakeDriver, Identity, plugin_info
@@ -46,10 +47,10 @@ def arguments(socket_path: Path, timeout: str = "1s") -> list[str]:
     return [f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", f"--probe-timeout={timeout}"]
 
 
-def ask(probe: program.Probe) -> socket.socket:
+def ask(probe: program.Probe, request: bytes = GET) -> socket.socket:
     """A connection whose request was sent."""
     client = probe.connect(timeout=30)
-    client.sendall(GET)
+    client.sendall(request)
     return client
 
 
@@ -208,7 +209,9 @@ def test_out_of_descriptors_it_accepts_no_more_says_so_and_recovers(
     with contextlib.ExitStack() as clients:
         with limited(probe, resource.RLIMIT_NOFILE, 3):
             waiting = [clients.enter_context(ask(probe)) for _ in range(20)]
-            probe.wait_for_log('"Cannot accept connections" err="Too many open files"')
+            probe.wait_for_log(
+                '"Cannot accept connections" err="too many open files; seen from here: ulimit -n 3"'
+            )
         assert [answer_on(client) for client in waiting] == [(200, "ok")] * 20
     assert probe.get().status == 200
     assert sum("Cannot accept connections" in line for line in probe.log_lines) == 1
@@ -244,37 +247,136 @@ def limited(probe: program.Probe, what: int, limit: int) -> Iterator[None]:
 
 
 @BOTH
-def test_where_no_thread_is_to_be_had_it_says_so_and_ends(
-    driver: FakeDriver, command: list[str] | None, node: Node, socket_path: Path
+def test_where_no_thread_is_to_be_had_it_serves_on_one(
+    driver: FakeDriver, probe_factory: ProbeFactory, node: Node, socket_path: Path
 ) -> None:
     node.limit_threads(0)
-    ended = program.run_once(arguments(socket_path), command=command, env=node.env)
-    assert ended.returncode == 1
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("F")]
-    assert re.search(
-        r"""\] "Cannot check" err="can't start new thread: a limit of processes .* ulimit -u \w+, seccomp \w+""",
-        line,
+    args = [f"--csi-address={socket_path}", "--http-endpoint=localhost:0", "--probe-timeout=600ms"]
+    probe = probe_factory(*args, env=node.env)
+    probe.wait_for_log(
+        r"""\] "Going on without a thread" thread="checks" reason="can't start new thread: a limit of processes .*"""
+        r""" ulimit -u \w+, ulimit -v \w+, seccomp \w+\""""
     )
+    assert probe.threads() == 1
+    with contextlib.ExitStack() as clients:
+        waiting = [clients.enter_context(ask(probe)) for _ in range(20)]
+        assert [answer_on(client) for client in waiting] == [(200, "ok")] * 20
+    driver.set("hang")
+    assert probe.get().text == NO_ANSWER
+    driver.stop()
+    assert probe.get().text.endswith("no such file or directory")
+    driver.set("unset")
+    driver.start()
+    assert probe.get().text == "ok"
+    assert "csi_liveness_up 1.0" in probe.get("/metrics").text
+    assert driver.seen().most_probing == 1
+
+
+@pytest.mark.parametrize("state", ["hanging", "missing", "idle"])
+def test_on_one_thread_a_signal_ends_it_within_a_second(
+    driver: FakeDriver, node: Node, socket_path: Path, state: str
+) -> None:
+    node.limit_threads(0)
+    path = socket_path if state != "missing" else socket_path.with_name("none")
+    args = [f"--csi-address={path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=1m"]
+
+    def seconds() -> float:
+        driver.set("hang" if state == "hanging" else "unset")
+        with program.Probe(args, env=node.env) as probe, contextlib.ExitStack() as clients:
+            assert probe.get("/nothing").status == 404
+            if state != "idle":
+                client = clients.enter_context(ask(probe))
+            if state == "hanging":
+                driver.wait(probing=1)
+            begin = time.monotonic()
+            assert probe.stop() == 0
+            took = time.monotonic() - begin
+            if state != "idle":
+                assert answer_on(client) == (
+                    500,
+                    "rpc error: code = Canceled desc = the liveness probe is stopping",
+                )
+        return took
+
+    assert program.best_of(3, seconds) < 1
+
+
+def test_without_a_thread_for_the_name_it_serves(
+    driver: FakeDriver, probe_factory: ProbeFactory, node: Node, socket_path: Path
+) -> None:
+    node.deny_threads(3, sys.maxsize)  # after those that write the log and check
+    probe = probe_factory(*arguments(socket_path), env=node.env)
+    probe.wait_for_log('"Going on without a thread" thread="name"')
+    assert probe.get().text == "ok"
+    assert probe.threads() == 3
 
 
 def test_the_threads_of_the_start_are_all_it_needs(
     driver: FakeDriver, probe_factory: ProbeFactory, node: Node, socket_path: Path
 ) -> None:
     """A pod may have as many processes and threads as it may have, at any later moment."""
-    probe = probe_factory(*arguments(socket_path, "600ms"), env=node.env)
+    driver.set("name", name="one.csi.k8s.io")
+    probe = probe_factory(*arguments(socket_path, "600ms"), "-v=5", env=node.env)
     probe.wait_for_log("Learnt the CSI driver's name")
     node.limit_threads(0)
-    threads = probe.threads()
-    with contextlib.ExitStack() as clients:
-        waiting = [clients.enter_context(ask(probe)) for _ in range(20)]
-        assert [answer_on(client) for client in waiting] == [(200, "ok")] * 20
+    threads = probe.thread_ids()
+    assert len(threads) == 4
+
+    def storm(path: str = "/healthz") -> set[tuple[int, str]]:
+        with contextlib.ExitStack() as clients:
+            get = GET.replace(b"/healthz", path.encode())
+            waiting = [clients.enter_context(ask(probe, get)) for _ in range(100)]
+            assert probe.thread_ids() == threads
+            return {answer_on(client) for client in waiting}
+
+    assert storm() == {(200, "ok")}
+    for path in ("/metrics", "/statusz", "/flagz"):
+        assert {status for status, _ in storm(path)} == {200}
+    driver.set("error", message="no disk " * 500)
+    assert {status for status, _ in storm()} == {500}
     driver.set("hang")
-    assert probe.get().text == NO_ANSWER
-    driver.restart()
+    assert storm() == {(500, NO_ANSWER)}
+    driver.stop()
+    [(status, text)] = storm()
+    assert (status, text.endswith("no such file or directory")) == (500, True)
     driver.set("unset")
-    assert probe.get().text == "ok"
-    assert probe.get("/metrics").status == 200
-    assert probe.threads() == threads
+    driver.set("name", name="two.csi.k8s.io")
+    driver.start()
+    assert storm() == {(200, "ok")}
+    probe.wait_for_log("two.csi.k8s.io")
+    with contextlib.ExitStack() as clients:
+        for _ in range(500):
+            clients.enter_context(probe.connect()).sendall(GET[:9])
+        assert probe.get().text == "ok"
+    assert probe.thread_ids() == threads
+
+
+@pytest.mark.parametrize("spare", [0, 2**20])
+def test_out_of_memory_clients_are_evicted_and_it_recovers(
+    driver: FakeDriver, probe: program.Probe, spare: int
+) -> None:
+    """As where the node grants no memory beyond what is in use; the kernel that kills is in test_image.py."""
+    assert probe.get().status == 200
+    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    load.allow_descriptors(2200)
+    with contextlib.ExitStack() as clients:
+        with limited(probe, resource.RLIMIT_AS, probe.virtual_memory() + spare):
+            for _ in range(2000):
+                client = clients.enter_context(probe.connect(timeout=30))
+                with contextlib.suppress(ConnectionError):
+                    client.sendall(GET[:-2] + b"X: " + b"x" * 8000)
+            probe.wait_for_log('"Cannot accept connections" err="out of memory; seen from here: ')
+        assert probe.get().status == 200
+    assert sum("Cannot accept connections" in line for line in probe.log_lines) == 1
+
+
+def test_with_too_little_memory_for_a_thread_it_serves_on_one(driver: FakeDriver, socket_path: Path) -> None:
+    limits = {mebibytes: f'ulimit -v {mebibytes * 1024}; exec "$@"' for mebibytes in (30, 32)}
+    for mebibytes, limit in limits.items():
+        command = ["/bin/sh", "-c", limit, "sh", *program.built()]
+        with program.Probe(arguments(socket_path), command=command) as probe:
+            assert probe.get().text == "ok"
+            probe.wait_for_log(f'"Going on without a thread" .* ulimit -v {mebibytes * 1024}')
 
 
 def test_once_needs_no_thread(driver: FakeDriver, node: Node) -> None:

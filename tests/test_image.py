@@ -384,6 +384,71 @@ def test_too_little_memory_is_noticed(built: Archive, folder: Path, driver: Fake
             container.wait_until_healthy(timeout=3)
 
 
+# ---- what the node denies
+
+
+@pytest.mark.parametrize("error", [1, 38], ids=["EPERM", "ENOSYS"])
+@pytest.mark.parametrize(
+    "call", ["clone3", "epoll_create1", "epoll_ctl", "eventfd2", "prlimit64", "setrlimit", "socketpair"]
+)
+def test_serves_under_a_seccomp_profile(
+    call: str, error: int, run: Callable[..., Container], driver: FakeDriver, tmp_path: Path
+) -> None:
+    """As those of engines that are older than the calls; each profile denies one, after the engine's own use of it."""
+    profile = tmp_path / "profile.json"
+    denied = {"names": [call], "action": "SCMP_ACT_ERRNO", "errnoRet": error}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}))
+    container = run(ADDRESS, f"--http-endpoint=:{PORT}", options=[f"--security-opt=seccomp={profile}"])
+    container.wait_until_healthy()
+    assert container.get("/metrics").status == 200
+    driver.set("error", message="no disk")
+    assert container.get().text == "rpc error: code = Internal desc = no disk"
+    container.stop()
+    assert container.exit_code == 0
+    bad = [line for line in container.log().splitlines() if not line.startswith("I")]
+    without_a_thread = call == "clone3" and error == 1
+    assert ['"Going on without a thread" thread="checks"' in line for line in bad] == (
+        [True, False] if without_a_thread else [False]
+    )
+    assert '"CSI driver is not healthy"' in bad[-1]
+
+
+def test_where_accept4_is_denied_one_line_says_so(run: Callable[..., Container], tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    denied = {"names": ["accept4"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}))
+    container = run(ADDRESS, options=[f"--security-opt=seccomp={profile}"])
+    container.wait_for_log('"Serving"')
+    with container.connect():
+        container.wait_for_log(
+            '"Cannot accept connections" err="operation not permitted: a seccomp profile or a security module'
+            " denies accept"
+        )
+    container.stop()
+    assert container.exit_code == 0
+
+
+def test_a_limit_of_processes_that_is_reached_later(
+    run: Callable[..., Container], driver: FakeDriver
+) -> None:
+    container = run(ADDRESS, f"--http-endpoint=:{PORT}", "--probe-timeout=600ms")
+    container.wait_for_log("Learnt the CSI driver's name")
+    tasks = Path(f"/proc/{container.pid}/task")
+    threads = sorted(task.name for task in tasks.iterdir())
+    must("update", f"--pids-limit={len(threads)}", container.id)
+    for _ in range(3):
+        assert container.get().text == "ok"
+        assert container.get("/metrics").status == container.get("/statusz").status == 200
+        driver.set("hang")
+        assert "DeadlineExceeded" in container.get().text
+        driver.restart()
+        driver.set("unset")
+        container.wait_until_healthy()
+    assert sorted(task.name for task in tasks.iterdir()) == threads
+    container.stop()
+    assert container.exit_code == 0
+
+
 # ---- every flag, every path
 
 

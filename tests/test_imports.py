@@ -14,11 +14,12 @@ SIBLINGS = {
     "command": {"config", "goflags", "log", "once", "serve", "versions", "writer"},
     "serve": {
         *("checks", "config", "driver", "driver_name", "exchange", "health", "history", "metrics"),
-        *("listening", "resolving", "routes", "stopping", "threads", "versions", "web"),
+        *("limits", "listening", "resolving", "routes", "stopping", "threads", "versions", "web"),
     },
     "routes": {"checks", "exchange", "health", "history", "metrics", "quoting", "status"},
     "once": {"config", "driver", "health", "quoting", "stopping", "threads", "writer"},
-    "web": {"connection", "exchange", "listening"},
+    "web": {"connection", "exchange", "limits", "listening"},
+    "threads": {"limits"},
     "listening": {"exchange", "resolving"},
     "connection": {"exchange"},
     "checks": {"health", "stopping"},
@@ -33,7 +34,7 @@ SIBLINGS = {
     "config": {"address", "goflags", "quoting"},
     "goflags": {"quoting"},
     "health": {"quoting"},
-    "log": {"quoting", "writer"},
+    "log": {"limits", "quoting", "writer"},
 }
 ONLY_IN = {
     "grpc": {"grpc_call"},

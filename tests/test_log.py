@@ -318,6 +318,25 @@ def test_libraries_and_warnings_are_not_heard_and_a_defect_is_one_line(form: str
         assert json.loads(line)["err"] if form == "json" else line[0] == "F"
 
 
+DENIED = """
+import errno
+from livenessprobe import log
+log.setup(0, [], False)
+log.report(PermissionError(errno.EPERM, ""))
+log.report(MemoryError())
+log.report(None)
+"""
+
+
+def test_what_the_system_denies_is_no_defect() -> None:
+    call, memory, defect = said(DENIED, "")
+
+    message = '"The system denies what is needed" err="'
+    assert f"{message}operation not permitted: a seccomp profile or a security module denies a call" in call
+    assert f"{message}out of memory; seen from here: " in memory
+    assert '"Unexpected error, please report it" err="None"' in defect
+
+
 # ---- where a line cannot be written
 
 

@@ -604,8 +604,63 @@ def test_without_descriptors_half_open_connections_are_evicted(errors: list[tupl
         for client in clients:
             assert read_answer(read_all(client)).status == 200
     assert errors == [
-        ("Cannot accept connections", {"err": "Too many open files"}),
+        ("Cannot accept connections", {"err": "too many open files; seen from here: ulimit -n 3"}),
     ]
+
+
+class Memory:
+    """A clock that finds no memory to tell the time in, when it is told so."""
+
+    def __init__(self) -> None:
+        self.short_of: list[None] = []
+
+    def __call__(self) -> float:
+        if self.short_of:
+            self.short_of.pop()
+            raise MemoryError
+        return 0.0
+
+
+def test_out_of_memory_the_oldest_is_evicted_and_the_server_goes_on(
+    errors: list[tuple[str, dict[str, str]]],
+) -> None:
+    memory = Memory()
+    with serving({"/healthz": ok}, clock=memory) as running:
+        half_open = running.connect()
+        assert running.get() == 200  # by now it is accepted
+        memory.short_of.append(None)
+        assert running.get() == 200
+        assert read_all(half_open) == b""
+    [(message, values)] = errors
+    assert message == "Cannot accept connections"
+    assert values["err"].startswith("out of memory; seen from here: ")
+
+
+def test_out_of_memory_for_its_answer_a_connection_is_dropped(errors: list[tuple[str, object]]) -> None:
+    memory = Memory()
+
+    def short_of_memory(reply: Reply) -> None:
+        memory.short_of.append(None)
+        ok(reply)
+
+    with serving({"/healthz": short_of_memory, "/readyz": ok}, clock=memory) as running:
+        client = running.connect(GET[:-2])
+        assert running.get(GET.replace(b"healthz", b"readyz")) == 200  # by now the other one is accepted
+        client.sendall(GET[-2:])
+        assert read_all(client) == b""
+        assert running.get(GET.replace(b"healthz", b"readyz")) == 200
+    assert len(errors) == 1
+
+
+def test_out_of_memory_with_nobody_to_evict_ends_the_server() -> None:
+    memory = Memory()
+    listener = Listener("127.0.0.1", 0, {})
+    server = Server(listener, clock=memory)
+    with listener, socket.create_connection(("127.0.0.1", listener.server_address[1]), PATIENCE):
+        memory.short_of.append(None)
+        with pytest.raises(MemoryError):
+            server.run()
+    server.close()
 
 
 def test_that_there_are_no_descriptors_is_told_once_a_minute(errors: list[tuple[str, object]]) -> None:

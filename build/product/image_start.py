@@ -22,7 +22,8 @@ ROUNDS, PAUSE_SECONDS = 20, 0.03  # loading what a check needs takes about as lo
 def main() -> None:
     """Run the program."""
     if memory_is_tight():
-        _thread.start_new_thread(forget_pages, ())
+        with suppress(RuntimeError):  # the system grants no thread
+            _thread.start_new_thread(forget_pages, ())
     program()
 
 
@@ -41,7 +42,8 @@ def forget_pages() -> None:
     """While the program loads: have the kernel forget what it has read of the large files for nothing."""
     for _ in range(ROUNDS):
         time.sleep(PAUSE_SECONDS)
-        with open("/proc/self/maps") as maps:
+        files = set()
+        with suppress(OSError), open("/proc/self/maps") as maps:
             files = {line.split()[-1] for line in maps if " /usr/" in line}
         for name in files:
             with suppress(OSError), open(name, "rb", 0) as file:

@@ -12,6 +12,7 @@ NUMBERS = {
     "clone3": (435, 435),
     "epoll_create1": (291, 20),
     "epoll_ctl": (233, 21),
+    "epoll_wait": (232, 22),  # arm64 has only epoll_pwait
     "eventfd2": (290, 19),
     "ioctl": (16, 29),
     "pipe2": (293, 59),

@@ -256,8 +256,16 @@ class Probe:
         """The most resident bytes so far."""
         return self._status("VmHWM") * 1024
 
+    def virtual_memory(self) -> int:
+        """Bytes of its address space."""
+        return self._status("VmSize") * 1024
+
     def threads(self) -> int:
         return self._status("Threads")
+
+    def thread_ids(self) -> set[str]:
+        """Which threads there are; an ended one's id does not come again soon."""
+        return {task.name for task in Path(f"/proc/{self.pid}/task").iterdir()}
 
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
