@@ -24,12 +24,14 @@ SECONDS ?= 60
 # How long to torture, or the seed of a round to play again.
 MINUTES ?= 5
 SEED ?=
-# How many processes run the tests: more than there are processors, since they spend half of their time waiting.
+# How many processes run the tests, or judge mutants: more than there are processors, since they spend half of their time waiting.
 WORKERS ?= $(shell n=$$(nproc) && echo $$((n < 8 ? 2 * n : 16)))
 # Which tests need no build and wait for nothing.
 QUICK ?= config exchange goflags health imports log promises quoting writer
 # When a run of the tests is given up.
 LIMIT ?= 30m
+# Which modules to change, if not all that mutants knows.
+MODULES ?=
 # The manifests that check-manifest reads, and the image it suggests, if not registry.example's.
 FILE ?=
 SUGGEST ?=
@@ -44,7 +46,7 @@ tests := .venv/requirements-test.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo play test quick lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load steady torture check-manifest picture proto lock audit clean
+.PHONY: help demo play test quick lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load steady torture mutants check-manifest picture proto lock audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -109,6 +111,9 @@ steady: $(tests) bin/livenessprobe  ## run the tests N=20 times beside two busy 
 
 torture: $(tests) bin/livenessprobe  ## run random lives of the driver, and random junk, for MINUTES=5 (SEED=… plays one round again)
 	@$(python) tests/helpers/torture.py --minutes $(MINUTES) --seed '$(SEED)'
+
+mutants: $(tests)  ## change the modules at one place after the other, and say which changes no test notices (MODULES='health web')
+	@$(python) tests/helpers/mutants.py --workers $(WORKERS) $(MODULES)
 
 check-manifest: bin/check-manifest  ## say what would change if this took upstream's place in a manifest (FILE=path, or - for standard input; SUGGEST=image)
 	@$(python) bin/check-manifest $(if $(SUGGEST),--image '$(SUGGEST)') $(if $(FILE),'$(FILE)')

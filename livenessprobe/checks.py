@@ -24,7 +24,8 @@ class Checks:
 
     def __init__(self, stop: Stop, clock: Callable[[], float]) -> None:
         self._stop, self._clock = stop, clock
-        self._asked = 0.0
+        self._asked: float
+        """When the first of those who wait asked."""
         self._changed = threading.Condition()
         self._waiting: list[Callable[[Verdict], None]] = []
 

@@ -3,13 +3,13 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from livenessprobe.stopping import Stop
 
-LONGEST_DELAY = 60.0  # seconds between attempts
 MOST_PROBLEMS = 5  # that are said one after the other: with some drivers they vary with each call
+DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds between attempts; the last one from then on
 
 _logger = logging.getLogger(__name__)
 
@@ -27,9 +27,15 @@ class Driver(Protocol):
 class Naming:
     """Asks a driver for its name until it tells it, and again whenever there may be another driver."""
 
-    def __init__(self, driver: Driver, timeout: float, learnt: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        timeout: float,
+        learnt: Callable[[str], None],
+        delays: Sequence[float] = DELAYS,
+    ) -> None:
         """Take the seconds one attempt may take, and who is told a name that is new."""
-        self._driver, self._timeout, self._learnt = driver, timeout, learnt
+        self._driver, self._timeout, self._learnt, self._delays = driver, timeout, learnt, delays
         self._ask = threading.Event()
         self._asked: object = None
 
@@ -42,7 +48,7 @@ class Naming:
         """Learn names until the program stops; the attempt under way ends first."""
         known = said = ""
         problems = 0
-        delay = 1.0
+        delays = iter(self._delays)
         with stop.interrupting(self._ask.set):
             while not stop.is_set():
                 self._asked = self._driver.identity()
@@ -55,5 +61,6 @@ class Naming:
                     known = name
                     self._learnt(name)
                     _logger.info("Learnt the CSI driver's name", {"driver": name})
-                delay = 1.0 if self._ask.wait(None if name else delay) else min(delay * 2, LONGEST_DELAY)
+                if self._ask.wait(None if name else next(delays, self._delays[-1])):
+                    delays = iter(self._delays)
                 self._ask.clear()  # before looking at the stop and the identity, which are set before _ask

@@ -47,7 +47,10 @@ class History:
         self._last: Verdict | None = None
         self._failures = 0
         self._texts = 1
-        self._since = self._remind_at = self._interval = 0.0
+        # Each failure that is news sets these.
+        self._since: float
+        self._remind_at: float
+        self._interval: float
 
     def add(self, verdict: Verdict, asked: float, now: float) -> Change | None:
         """Take the next verdict, asked for and found at moments of a monotonic clock; return what is worth saying."""

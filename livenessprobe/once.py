@@ -3,7 +3,6 @@
 The check runs on the main thread, where a signal ends it; another thread says now and then what it is waiting for.
 """
 
-import logging
 import os
 import signal
 import time
@@ -13,14 +12,12 @@ from typing import NoReturn
 
 from livenessprobe import health, threads
 from livenessprobe.config import Config, Exit
-from livenessprobe.health import Outcome, Patience, Verdict
+from livenessprobe.health import Outcome, Verdict
+from livenessprobe.progress import MOMENT_SECONDS, Progress
 from livenessprobe.quoting import printable
 from livenessprobe.stopping import Stop
 from livenessprobe.writer import write_out
 
-_SAY_WAITING_SECONDS = 10.0
-_SAY_WAITING_ON_TERMINAL_SECONDS = 0.3
-_MOMENT_SECONDS = 0.1  # by which an attempt that finds no driver has ended
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _EXITS = {
     Outcome.HEALTHY: Exit.OK,
@@ -29,31 +26,9 @@ _EXITS = {
     Outcome.UNREACHABLE: Exit.UNREACHABLE,
 }
 
-_logger = logging.getLogger(__name__)
-
 
 class _Interrupted(BaseException):
     """A signal came. Not an Exception, which others may catch."""
-
-
-class _Progress:
-    """How far a check has come."""
-
-    def __init__(self) -> None:
-        self._begun = 0.0
-        self._obstacle: Verdict | None = None
-
-    def begin(self) -> None:
-        """Hear that an attempt begins."""
-        self._begun = time.monotonic()
-
-    def wait(self, obstacle: Verdict) -> None:
-        """Hear why the last attempt is to be repeated."""
-        self._begun, self._obstacle = float("inf"), obstacle
-
-    def obstacle(self) -> Verdict | None:
-        """Say why there is no connection; None if there seems to be one, since the attempt under way takes its time."""
-        return self._obstacle if time.monotonic() - self._begun < _MOMENT_SECONDS else None
 
 
 def once(config: Config) -> Exit:
@@ -72,14 +47,17 @@ def _check(config: Config) -> Verdict:
     call = way_to(config.csi_address, config.socket_path)
     driver = Driver(config.csi_address, config.socket_path, call)
     patience = health.one_shot(config.connection_timeout, config.probe_timeout)
-    progress, done = _Progress(), Stop()
+    progress, done = Progress(time.monotonic), Stop()
 
     def attempt(deadline: float) -> Verdict:
         progress.begin()
         return driver.attempt(deadline)
 
     with suppress(threads.Denied):  # then it waits in silence
-        threads.start("waiting", partial(_say_waiting, config.csi_address, patience, progress, done))
+        saying = partial(
+            progress.say, config.csi_address, patience.total, done.wait, on_terminal=os.isatty(2)
+        )
+        threads.start("waiting", saying)
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
@@ -92,7 +70,7 @@ def _check(config: Config) -> Verdict:
         verdict = health.failed("Canceled", f"interrupted by {interrupted}")
         # There was no connection up to now: is there still none?
         if progress.obstacle():
-            last = driver.attempt(time.monotonic() + _MOMENT_SECONDS)
+            last = driver.attempt(time.monotonic() + MOMENT_SECONDS)
             verdict = last if last.outcome is Outcome.UNREACHABLE else verdict
     done.set()
     return verdict
@@ -102,20 +80,3 @@ def _interrupt(number: int, _: object) -> NoReturn:
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_DFL)  # a second one ends the program at once
     raise _Interrupted(signal.Signals(number).name)
-
-
-def _say_waiting(address: str, patience: Patience, progress: _Progress, done: Stop) -> None:
-    start = time.monotonic()
-    said_after = _SAY_WAITING_ON_TERMINAL_SECONDS if os.isatty(2) else _SAY_WAITING_SECONDS
-    while not done.wait(said_after):
-        said_after = _SAY_WAITING_SECONDS
-        obstacle = progress.obstacle()
-        _logger.info(
-            "Waiting for the CSI driver",
-            {
-                "for": obstacle.text if obstacle else "its answer to Probe",
-                "address": address,
-                "waited": f"{time.monotonic() - start:.0f}s",
-                "longest": f"{patience.total:.0f}s",
-            },
-        )

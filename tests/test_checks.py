@@ -126,6 +126,17 @@ def test_a_check_is_told_when_its_first_request_came() -> None:
             assert gate.asked == first
 
 
+def test_of_several_requests_the_first_counts() -> None:
+    gate, answers, now = Gate(), Queue[Verdict](), [5.0]
+    checks = Running(gate, clock=lambda: now[0])
+    for now[0] in (5.0, 7.0, 9.0):
+        checks.ask(answers.put)
+    gate.verdicts.put(HEALTHY)
+    with checks:
+        assert [answers.get(timeout=10) for _ in range(3)] == [HEALTHY] * 3
+    assert (gate.asked, gate.count) == (5.0, 1)
+
+
 def test_no_check_without_a_request() -> None:
     gate = Gate()
     with Running(gate):
@@ -183,6 +194,9 @@ def test_a_stop_answers_the_check_in_flight_and_refuses_later_requests() -> None
         gate.verdicts.put(HEALTHY)
         assert answers.get(timeout=10) is HEALTHY
     assert gate.count == 1
+    assert [verdict.text for verdict in late] == [
+        "rpc error: code = Canceled desc = the liveness probe is stopping"
+    ]
 
 
 def test_under_load_every_request_is_answered_once_and_never_two_checks_at_a_time() -> None:

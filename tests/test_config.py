@@ -255,6 +255,8 @@ def test_an_empty_http_endpoint_excludes_nothing() -> None:
         ("unix:///csi//csi.sock", "/csi//csi.sock"),
         ("UNIX:///csi/csi.sock", "/csi/csi.sock"),
         ("Unix:/csi/CSI.sock", "/csi/CSI.sock"),
+        ("/csi/UNIX:/csi.sock", "/csi/UNIX:/csi.sock"),
+        ("/X/csi.sock", "/X/csi.sock"),
         ("passthrough:///unix:///csi/csi.sock", "/csi/csi.sock"),
         ("passthrough:///unix:/csi/csi.sock", "/csi/csi.sock"),
         ("/csi - x/--y -z", "/csi - x/--y -z"),
@@ -284,6 +286,7 @@ def test_csi_addresses(address: str, path: str | None) -> None:
     [
         ("DNS:///driver.example:9000", "dns:///driver.example:9000"),
         ("Dns:Driver.example:9000", "dns:Driver.example:9000"),
+        ("DNS:///DNS:9000", "dns:///DNS:9000"),
         ("IPV4:127.0.0.1:9000", "ipv4:127.0.0.1:9000"),
         ("UNIX-ABSTRACT:CSI", "unix-abstract:CSI"),
         ("VSOCK:2:9000", "vsock:2:9000"),
@@ -338,6 +341,7 @@ def test_targets_are_read_as_go_reads_them(address: str, target: str) -> None:
         ("dns:///driver\udcff:1", "neither"),
         ("dns:///driver\u2028:1", "neither"),
         ("driver.example:65536", "bad port"),
+        ("driver.example:009000", "bad port"),
         ("dns:///driver.example:99999", "bad port"),
         ("ipv6:[::1]:0", "bad port"),
         ("localhost:" + "9" * 5000, "bad port"),
@@ -576,3 +580,29 @@ def refused(*arguments: str, flag: str, value: str, reason: str) -> None:
     found: Any = (caught.value.flag, caught.value.value)
     assert found == (flag, value)
     assert str(caught.value) == f"-{flag}={value}: {caught.value.reason}"
+    assert [whole for whole in REASONS if re.fullmatch(whole, caught.value.reason)]
+
+
+# All that may be wrong with a value, word for word.
+REASONS = (
+    r"bad port: write a number from 1 to 65535( \(0 lets the system choose\))?",
+    r"excluded by http-endpoint, which (serves metrics too|says the port): give one of the two",
+    r"has a control character in it, such as an end of line",
+    r"has a second flag in it: make each flag an item of its own",
+    r"has blanks around it",
+    r"missing port: write host:port, :port or \[v6\]:port",
+    r"must be longer than 0s",
+    r"must begin with a slash, as in /metrics",
+    r"must not be below 0s",
+    r"neither a path nor a gRPC target: write /path, unix:///path, or dns:///host:port",
+    r"no request has such a path: leave out blanks, \?, # and %",
+    r"not an absolute path: write /path, unix:///path, or a gRPC target such as dns:///host:port",
+    r"nothing to pass through: write passthrough:///host:port",
+    r"the path has \d+ bytes, a unix socket's at most 107",
+    r"this path serves health: choose another, as in /metrics",
+    r"too many colons: write an IPv6 address in brackets, as in \[::1\]:9808",
+    r"unknown log format: write text or json",
+    r"write host:port alone, without a scheme or a path",
+    r"\$\((\w+)\) was not replaced: define the variable \1 in the container's env",
+    r"\$\{(\w+)\} was not replaced: in a manifest, Kubernetes replaces \$\(\1\) alone",
+)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from livenessprobe.driver_name import LONGEST_DELAY, Naming
+from livenessprobe.driver_name import DELAYS, Naming
 from livenessprobe.stopping import Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 NOTHING = ("", "")  # there was no connection
 
@@ -42,10 +42,10 @@ class Driver:
 
 
 class Scene:
-    def __init__(self, driver: Driver | None = None) -> None:
+    def __init__(self, driver: Driver | None = None, delays: Sequence[float] = DELAYS) -> None:
         self.driver = driver or Driver()
         self.learnt: Queue[str] = Queue()
-        self.naming = Naming(self.driver, 3.0, self.learnt.put)
+        self.naming = Naming(self.driver, 3.0, self.learnt.put, delays)
         self.stop = Stop()
         self._thread = threading.Thread(target=self.naming.run, args=(self.stop,), daemon=True)
 
@@ -101,6 +101,9 @@ def test_the_name_is_learnt_and_told_once(scene: Scene, log: pytest.LogCaptureFi
 def test_a_driver_that_is_the_same_is_not_asked_again(scene: Scene) -> None:
     scene.driver.answer("one.csi")
     scene.learnt.get(timeout=10)
+    scene.replace_driver()
+    scene.driver.answer("two.csi")
+    scene.learnt.get(timeout=10)
     for _ in range(100):
         scene.naming.reached()
 
@@ -116,10 +119,9 @@ def test_what_goes_wrong_is_said_once_until_it_changes(scene: Scene, log: pytest
     assert scene.learnt.get(timeout=10) == "one.csi"
     scene.end()
 
-    assert [line.args for line in log.records if line.levelno == logging.WARNING] == [
-        {"reason": "broken"},
-        {"reason": "otherwise"},
-        {"reason": "otherwise"},
+    assert [(line.msg, line.args) for line in log.records if line.levelno == logging.WARNING] == [
+        ("Cannot learn the CSI driver's name", {"reason": reason})
+        for reason in ("broken", "otherwise", "otherwise")
     ]
 
 
@@ -149,21 +151,47 @@ def test_no_connection_is_not_worth_a_line(scene: Scene, log: pytest.LogCaptureF
     assert [line.levelno for line in log.records] == [logging.INFO]
 
 
-def test_after_a_failure_it_asks_again_by_itself_and_waits_longer_each_time(scene: Scene) -> None:
-    begin = time.monotonic()
-    scene.driver.answer(*NOTHING)
-    scene.driver.answer("", "broken")
-    first = time.monotonic() - begin
+def test_a_name_stays_known_while_it_cannot_be_learnt_again(scene: Scene) -> None:
     scene.driver.answer("one.csi")
-    second = time.monotonic() - begin - first
+    scene.replace_driver()
+    scene.driver.answer("", "broken")
+    scene.replace_driver()
+    scene.driver.answer("one.csi")
+    scene.end()
 
-    assert scene.learnt.get(timeout=10) == "one.csi"
-    assert 0.9 < first < second
-    assert second > 1.8
+    assert [scene.learnt.get_nowait() for _ in range(scene.learnt.qsize())] == ["one.csi"]
 
 
-def test_the_wait_is_bounded() -> None:
-    assert LONGEST_DELAY == 60
+def test_it_waits_longer_each_time_and_a_minute_at_most() -> None:
+    assert DELAYS == (1, 2, 4, 8, 16, 32, 60)
+
+
+def test_after_a_failure_it_asks_again_by_itself() -> None:
+    with Scene(delays=(0.1, 0.3)).running() as scene:
+        begin = time.monotonic()
+        for number, waited in enumerate((0, 0.1, 0.4, 0.7)):
+            scene.driver.answer("", f"broken for the {number}th time")
+            assert time.monotonic() - begin >= waited
+        scene.driver.answer("one.csi")
+        assert scene.learnt.get(timeout=10) == "one.csi"
+
+
+def test_another_driver_is_asked_as_often_at_first() -> None:
+    with Scene(delays=(0.01, 3600.0)).running() as scene:
+        for _ in range(2):
+            scene.driver.answer(*NOTHING)
+            scene.driver.answer(*NOTHING)
+            scene.replace_driver()
+        scene.driver.answer("one.csi")
+        assert scene.learnt.get(timeout=10) == "one.csi"
+
+
+def test_a_driver_may_be_reached_before_anybody_has_asked() -> None:
+    scene = Scene()
+    scene.naming.reached()
+    with scene.running():
+        scene.driver.answer("one.csi")
+        assert scene.learnt.get(timeout=10) == "one.csi"
 
 
 def test_a_driver_replaced_during_the_question_is_asked_again(scene: Scene) -> None:

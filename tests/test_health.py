@@ -32,9 +32,14 @@ FORBIDDEN = Verdict(Outcome.UNREACHABLE, "permission denied", "cannot connect")
 
 
 def test_texts_of_the_contract() -> None:
-    assert HEALTHY.text == "ok"
+    assert (HEALTHY.text, HEALTHY.reason) == ("ok", "OK")
+    assert NOT_READY.reason == "not ready"
     assert NOT_READY.text == "driver responded but is not ready"
     assert failed("Internal", "disk gone").text == "rpc error: code = Internal desc = disk gone"
+
+
+def test_outcomes_of_the_contract() -> None:
+    assert [outcome.value for outcome in Outcome] == ["healthy", "not_ready", "failed", "unreachable"]
 
 
 def test_a_failure_keeps_its_code_as_the_reason_and_at_most_4_kib_of_its_message() -> None:

@@ -91,8 +91,9 @@ def test_what_runs_are_commands_of_the_project() -> None:
 
     assert (GITHUB / "workflows" / "ci.yml").read_text().count("- run: ") == 2
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    assert re.findall(r"(?m)^make ([a-z-]+)", scripts) == ["release"]
+    assert re.findall(r"(?m)^make ([a-z-]+)", scripts) == ["release", "mutants"]
     assert "\nrelease: " in makefile
+    assert "\nmutants: " in makefile
     assert {"REGISTRY"} == set(re.findall("([A-Z]+)=", re.findall("(?m)^make .*$", scripts)[0]))
     assert re.search(r"(?m)^REGISTRY \?= ", makefile)
 

@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
-_VARIABLE = "LIVENESSPROBE_TEST_RUN"
+VARIABLE = "LIVENESSPROBE_TEST_RUN"
 
 
 def begin() -> bool:
     """Make the folder, unless there is one; return whether this process is the one that is to `end` the run."""
-    if _VARIABLE in os.environ:
+    if VARIABLE in os.environ:
         return False
     CACHE.mkdir(exist_ok=True)
-    os.environ[_VARIABLE] = tempfile.mkdtemp(prefix="run-", dir=CACHE)
+    os.environ[VARIABLE] = tempfile.mkdtemp(prefix="run-", dir=CACHE)
     return True
 
 
 def end() -> None:
     """Remove the folder."""
-    shutil.rmtree(os.environ.pop(_VARIABLE))
+    shutil.rmtree(os.environ.pop(VARIABLE))
 
 
 def folder() -> Path:
-    return Path(os.environ[_VARIABLE])
+    return Path(os.environ[VARIABLE])
 
 
 def name() -> str:
