@@ -4,6 +4,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -32,8 +33,11 @@ class Metrics:
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, grpc_version: str, probe_timeout: float) -> None:
+    def __init__(
+        self, grpc_version: str, probe_timeout: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Take what does not change while the process runs; probe_timeout is in seconds."""
+        self._clock = clock
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -87,7 +91,8 @@ class Metrics:
         )
         self._drivers: list[str] = []
         self._rendering = threading.Lock()
-        self._rendered, self._rendered_at, self._stale = b"", 0.0, True
+        self._rendered: bytes
+        self._rendered_at: float
         self.driver_name = UNKNOWN_DRIVER
         names = ("version", "python_version", "grpcio_version")
         build = Gauge(
@@ -106,10 +111,10 @@ class Metrics:
     def driver_name(self, name: str) -> None:
         self._driver_name = name
         self._driver.info({"driver_name": name})
-        self._drivers = [*(other for other in self._drivers if other != name), name]
-        for forgotten in self._drivers[:-_MOST_DRIVERS]:
+        drivers = [*(other for other in self._drivers if other != name), name]
+        for forgotten in drivers[:-_MOST_DRIVERS]:
             self._operations.remove_by_labels({"driver_name": forgotten})
-        self._drivers = self._drivers[-_MOST_DRIVERS:]
+        self._drivers = drivers[-_MOST_DRIVERS:]
         self._stale = True
 
     def call(self, method: str, code: str, seconds: float) -> None:
@@ -138,7 +143,7 @@ class Metrics:
         What the process itself uses may be a second old; everything that was counted is there.
         """
         with self._rendering:
-            now = time.monotonic()
+            now = self._clock()
             if self._stale or now - self._rendered_at >= _FRESH_SECONDS:
                 self._stale = False  # first, since whatever is counted meanwhile makes it stale again
                 # Go writes the buckets' bounds as 1 and 10, and queries name them so; the library as 1.0 and 10.0.

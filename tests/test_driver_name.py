@@ -98,17 +98,18 @@ def test_the_name_is_learnt_and_told_once(scene: Scene, log: pytest.LogCaptureFi
     ]
 
 
-def test_a_driver_that_is_the_same_is_not_asked_again(scene: Scene) -> None:
-    scene.driver.answer("one.csi")
-    scene.learnt.get(timeout=10)
-    scene.replace_driver()
-    scene.driver.answer("two.csi")
-    scene.learnt.get(timeout=10)
-    for _ in range(100):
-        scene.naming.reached()
+def test_a_driver_that_is_the_same_is_not_asked_again() -> None:
+    with Scene(delays=(0.01,)).running() as scene:
+        scene.driver.answer("one.csi")
+        scene.learnt.get(timeout=10)
+        scene.replace_driver()
+        scene.driver.answer("two.csi")
+        scene.learnt.get(timeout=10)
+        for _ in range(100):
+            scene.naming.reached()
 
-    with pytest.raises(Empty):
-        scene.driver.asked.get(timeout=0.2)
+        with pytest.raises(Empty):
+            scene.driver.asked.get(timeout=0.2)
 
 
 def test_what_goes_wrong_is_said_once_until_it_changes(scene: Scene, log: pytest.LogCaptureFixture) -> None:
@@ -167,9 +168,9 @@ def test_it_waits_longer_each_time_and_a_minute_at_most() -> None:
 
 
 def test_after_a_failure_it_asks_again_by_itself() -> None:
-    with Scene(delays=(0.1, 0.3)).running() as scene:
+    with Scene(delays=(0.05, 0.1, 0.3)).running() as scene:
         begin = time.monotonic()
-        for number, waited in enumerate((0, 0.1, 0.4, 0.7)):
+        for number, waited in enumerate((0, 0.05, 0.15, 0.45, 0.75)):
             scene.driver.answer("", f"broken for the {number}th time")
             assert time.monotonic() - begin >= waited
         scene.driver.answer("one.csi")

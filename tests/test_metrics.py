@@ -203,6 +203,73 @@ def test_what_was_counted_is_rendered_at_once_and_nothing_twice() -> None:
     assert labels == {"driver_name": "some.csi.k8s.io"}
 
 
+def test_what_the_process_uses_is_a_second_old_at_most() -> None:
+    now = [1000.0]
+    metrics = Metrics("1.2.3", 3.0, clock=lambda: now[0])
+    text = metrics.render()
+    now[0] += 0.99
+    assert metrics.render() is text
+    now[0] = 1001.0
+    later = metrics.render()
+    assert later is not text
+    now[0] = 1001.99
+    assert metrics.render() is later
+
+
+def test_what_is_counted_while_it_is_rendered_is_in_the_next_rendering() -> None:
+    metrics = Metrics("1.2.3", 3.0)
+
+    class Meanwhile:
+        counted = False
+
+        def collect(self) -> Iterator[Metric]:
+            if not self.counted:
+                self.counted = True
+                metrics.check(True, "healthy", "OK", 1)
+            yield from ()
+
+    meanwhile = Meanwhile()
+    metrics._registry.register(meanwhile)
+    assert rendered(metrics).checks() == {}
+    assert rendered(metrics).checks() == {("healthy", "OK"): 1}
+
+
+def test_what_is_shown_and_what_for() -> None:
+    metrics = Metrics("1.2.3", 3.0)
+    metrics.check(True, "healthy", "OK", 1)
+    metrics.call(PROBE, "OK", 0.1)
+    series = rendered(metrics)
+
+    assert "process_start_time_seconds" in series.names
+    assert not [name for name in series.names if name.endswith("_created")]
+    assert series.value("csi_liveness_probe_timeout_seconds") == 3
+    assert {
+        name: family.documentation
+        for name, family in series.families.items()
+        if not name.startswith("process_")
+    } == {
+        "csi_sidecar_operations_seconds": "Duration of gRPC calls to the CSI driver, by driver, method and resulting code.",
+        "csi_liveness_up": "Whether the last check found the driver healthy (1) or not (0).",
+        "csi_liveness_last_success_timestamp_seconds": "When a check last found the driver healthy, Unix time.",
+        "csi_liveness_consecutive_failures": "Checks since the driver was last found healthy.",
+        "csi_liveness_changes": "Times a check found the driver healthy when the one before had not, or the other way round.",
+        "csi_liveness_checks": "Checks by result (healthy, not_ready, failed, unreachable) and reason (a gRPC code, or the system's words).",
+        "csi_liveness_checks_shared": "Requests answered with the verdict of a check that another request had begun.",
+        "csi_liveness_probe_timeout_seconds": "The longest one check may take.",
+        "csi_liveness_driver_info": "Always 1; the label is the driver's name, unknown-driver until it is known.",
+        "csi_liveness_build_info": "Always 1; the labels are versions.",
+    }
+
+
+@pytest.mark.parametrize("name", ["10.0", 'le="10.0"', 'x",le="10.0'])
+def test_a_name_that_looks_like_a_bucket_is_shown_as_it_is(name: str) -> None:
+    metrics = Metrics("1.2.3", 3.0)
+    metrics.driver_name = name
+    metrics.call(PROBE, name, 0.1)
+
+    assert rendered(metrics).calls() == {(name, PROBE, name): 1}
+
+
 def test_build() -> None:
     assert list(rendered(Metrics("1.2.3", 3.0)).samples("csi_liveness_build_info")) == [
         (

@@ -100,3 +100,8 @@ def test_an_obstacle_is_one_until_an_attempt_takes_longer_than_one_that_finds_no
     assert check.progress.obstacle() is None
     check.progress.wait(MISSING)
     assert check.progress.obstacle() is MISSING
+
+    check.now = 0.0
+    check.progress.begin()
+    check.now = 0.1
+    assert check.progress.obstacle() is None

@@ -20,4 +20,5 @@ def test_the_unreachable_may_heal_only_if_that_is_said() -> None:
 
     assert (unreachable.reason, unreachable.hint, unreachable.may_heal) == ("gone", " for good", False)
     assert str(unreachable) == "gone for good"
+    assert str(Unreachable("gone")) == "gone"
     assert Unreachable("missing", may_heal=True).may_heal
