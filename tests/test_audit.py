@@ -54,7 +54,7 @@ def database(status: int, vulnerable: str = "", most: int = 1_000_000) -> Iterat
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        serving = threading.Thread(target=server.serve_forever)
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
         serving.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/v1/query", asked
         server.shutdown()

@@ -31,7 +31,7 @@ def test_a_wait_ends_in_time_or_with_the_stop() -> None:
 
 def test_many_may_wait() -> None:
     stop = Stop()
-    waiting = [threading.Thread(target=stop.wait, args=(20,)) for _ in range(20)]
+    waiting = [threading.Thread(target=stop.wait, args=(20,), daemon=True) for _ in range(20)]
     for thread in waiting:
         thread.start()
     stop.set()
@@ -96,7 +96,7 @@ def test_an_error_in_the_body_is_not_held_back_and_its_interrupt_goes() -> None:
 def test_at_whatever_moment_it_comes_an_interrupt_is_called() -> None:
     for round_ in range(2000):
         stop, interrupted = Stop(), threading.Event()
-        setter = threading.Thread(target=stop.set)
+        setter = threading.Thread(target=stop.set, daemon=True)
         setter.start()
         for _ in range(round_ % 50):
             pass

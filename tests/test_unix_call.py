@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -23,6 +24,8 @@ from livenessprobe.rpc import Reply, Unreachable
 from livenessprobe.unix_call import UnixCall
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fake_driver import FakeDriver
 
 METHOD = "/csi.v1.Identity/Probe"
@@ -86,6 +89,42 @@ def test_a_peer_that_goes_on_with_other_things(socket_path: Path) -> None:
             "DeadlineExceeded", f"no answer to {METHOD} in time", None
         )
     assert BRIEF <= time.monotonic() - begin < PATIENCE
+
+
+def test_a_peer_that_goes_on_and_does_not_listen(socket_path: Path) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(HELLO)
+        while not over.wait(0.01):
+            connection.sendall(peers.frame(77, b"x"))
+
+    over = threading.Event()
+    timer = threading.Timer(PATIENCE, over.set)
+    timer.start()
+    begin = time.monotonic()
+    with peers.talking(talk, socket_path):
+        found = outcome(socket_path, BRIEF)
+        over.set()
+    timer.cancel()
+    assert found == Reply("DeadlineExceeded", f"no answer to {METHOD} in time", None)
+    assert BRIEF <= time.monotonic() - begin < PATIENCE
+
+
+def test_a_driver_that_keeps_our_deadline_may_say_so_in_its_words_but_not_in_the_last_moment(
+    socket_path: Path,
+) -> None:
+    """Which of the two is quicker would change the text from check to check."""
+    says = verdicts.headers(
+        verdicts.begin()
+        + verdicts.field(b"grpc-status", b"4")
+        + verdicts.field(b"grpc-message", b"too slow"),
+        verdicts.END_STREAM,
+    )
+    with peers.talking(lambda connection: connection.sendall(HELLO + says), socket_path):
+        assert outcome(socket_path) == Reply("DeadlineExceeded", "too slow", None)
+        for _ in range(20):
+            found = outcome(socket_path, 0.009)
+            assert isinstance(found, Reply)
+            assert (found.code, "too slow" in found.message) == ("DeadlineExceeded", False)
 
 
 # ---- what the peer hears
@@ -197,16 +236,24 @@ def without_privileges(path: Path) -> tuple[str, str, bool]:
         ctypes.CDLL(None).setfsuid(65534)
         found.append(reason(path))
 
-    thread = threading.Thread(target=find)
+    thread = threading.Thread(target=find, daemon=True)
     thread.start()
-    thread.join()
+    thread.join(2 * PATIENCE)
     return found[0]
+
+
+@contextlib.contextmanager
+def closed_to_others(path: Path) -> Iterator[None]:
+    with peers.silent(path):
+        path.chmod(0o640)
+        yield
 
 
 @pytest.mark.parametrize(
     ("peer", "expected"),
     [
         (peers.forbidden, "the socket belongs to uid {uid}, mode 0000"),
+        (closed_to_others, "the socket belongs to uid {uid}, mode 0640"),
         (peers.forbidden_folder, "it may not enter the folder"),
     ],
 )
@@ -251,21 +298,25 @@ def test_closed_or_reset_before_a_word(unread: bool, socket_path: Path) -> None:
 # ---- ends
 
 
-def test_close_ends_a_call_under_way_and_lets_no_other_begin(socket_path: Path) -> None:
+@pytest.mark.parametrize("says", [b"", HELLO], ids=["silent", "greeting"])
+def test_close_ends_a_call_under_way_and_lets_no_other_begin(says: bytes, socket_path: Path) -> None:
     call = UnixCall(str(socket_path))
     outcomes: list[Reply | Unreachable] = []
     called = threading.Event()
 
     def talk(connection: socket.socket) -> None:
+        connection.sendall(says)
         while connection.recv(65536):
             called.set()
 
     with peers.talking(talk, socket_path) as connections:
-        calling = threading.Thread(target=lambda: outcomes.append(ended(call)))
+        calling = threading.Thread(target=lambda: outcomes.append(ended(call)), daemon=True)
         calling.start()
         assert called.wait(PATIENCE)
+        begin = time.monotonic()
         call.close()
-        calling.join()
+        calling.join(2 * PATIENCE)
+        assert time.monotonic() - begin < PATIENCE / 2
         assert [*outcomes, ended(call)] == [STOPPING] * 2
         call.close()
         assert len(connections) <= 2
@@ -292,10 +343,10 @@ def test_a_driver_that_ends_before_it_accepts_resets_the_call(socket_path: Path)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path))
         listener.listen()
-        calling = threading.Thread(target=lambda: outcomes.append(outcome(socket_path)))
+        calling = threading.Thread(target=lambda: outcomes.append(outcome(socket_path)), daemon=True)
         calling.start()
         assert select.select([listener], [], [], PATIENCE)[0]
-    calling.join()
+    calling.join(2 * PATIENCE)
 
     (found,) = outcomes
     assert isinstance(found, Unreachable)

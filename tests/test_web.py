@@ -45,7 +45,7 @@ class Serving:
         self.server = server
         self.ports = [listener.server_address[1] for listener in listeners]
         self.drain_seconds = 0.0
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._clients = contextlib.ExitStack()
 

@@ -199,7 +199,7 @@ class Pod:
 
     def ask(self) -> None:
         """Begin to ask, as the kubelet does, until the end or `quiet`."""
-        asking = threading.Thread(target=self._ask)
+        asking = threading.Thread(target=self._ask, daemon=True)
         asking.start()
         self._ends.callback(asking.join)
         self._ends.callback(self._quiet.set)

@@ -283,6 +283,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--survivors", type=Path, default=SURVIVORS)
+    parser.add_argument("--containing", default="", help="change only lines that contain this text")
     parser.add_argument("modules", nargs="*", help="those to change, if not all")
     arguments = parser.parse_args()
     modules = arguments.modules or sorted(TESTS)
@@ -296,7 +297,12 @@ def main() -> int:
         reached = dict(zip(files, pool.map(reach, files), strict=True))
         for test in sorted(set().union(*(each.useless for each in reached.values()))):
             print(f"skipped, or failing without any change: {test}", flush=True)
-        return report(pool, modules, reached, known(arguments.survivors.read_text()))
+        reasons = {
+            key: reason
+            for key, reason in known(arguments.survivors.read_text()).items()
+            if arguments.containing in key
+        }
+        return report(pool, modules, reached, reasons, arguments.containing)
 
 
 def report(
@@ -304,6 +310,7 @@ def report(
     modules: Sequence[str],
     reached: Mapping[str, Reach],
     reasons: Mapping[str, str],
+    containing: str,
 ) -> int:
     """Judge all mutants and print what became of them; reasons are those of the known survivors."""
     wrong = 0
@@ -314,6 +321,8 @@ def report(
         source = (ROOT / "livenessprobe" / f"{module}.py").read_text()
         judged = {}
         for mutant in mutations.mutants(module, source):
+            if containing not in mutant.key:
+                continue
             tests = tests_of(module, mutant.line, reached)
             judged[mutant.key] = (
                 pool.submit(judge, module, mutant.source, list(tests), sum(tests.values())) if tests else None

@@ -103,24 +103,24 @@ def talking(talk: Callable[[socket.socket], None], path: Path) -> Iterator[list[
         with contextlib.suppress(OSError):
             while True:
                 connections.append(listener.accept()[0])
-                threads.append(threading.Thread(target=converse, args=connections[-1:]))
+                threads.append(threading.Thread(target=converse, args=connections[-1:], daemon=True))
                 threads[-1].start()
 
     with _bound(path) as listener:
         listener.listen(128)
-        accepting = threading.Thread(target=accept, args=(listener,))
+        accepting = threading.Thread(target=accept, args=(listener,), daemon=True)
         accepting.start()
         try:
             yield connections
         finally:
             # Not by close(), which wakes neither accept() nor recv().
             listener.shutdown(socket.SHUT_RDWR)
-            accepting.join()
+            accepting.join(60)
             for connection in connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             for thread in threads:
-                thread.join()
+                thread.join(60)
 
 
 def relay(

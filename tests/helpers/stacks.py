@@ -87,14 +87,14 @@ def grpclib(path: Path, code: int, text: str, reply: bytes) -> Iterator[None]:
         await server.wait_closed()
 
     over = asyncio.Event()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve(over)))
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve(over)), daemon=True)
     thread.start()
     try:
         assert listening.wait(20)
         yield
     finally:
         loop.call_soon_threadsafe(over.set)
-        thread.join()
+        thread.join(60)
         loop.close()
 
 
