@@ -3,7 +3,7 @@
     python tests/helpers/torture.py --minutes 5
     python tests/helpers/torture.py --seed 12345     plays one round again
 
-Each round runs tests/test_states.py, tests/test_fuzz.py and tests/test_fuzz_call.py with a seed of its own. Exit code 1 at the first failure.
+Each round runs tests/test_states.py, test_siege.py, test_fuzz.py and test_fuzz_call.py with a seed of its own. Exit code 1 at the first failure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Test = TypeVar("Test", bound="Callable[..., object]")
 
 TESTS = [
     str(Path(__file__).parent.parent / name)
-    for name in ("test_states.py", "test_fuzz.py", "test_fuzz_call.py")
+    for name in ("test_states.py", "test_siege.py", "test_fuzz.py", "test_fuzz_call.py")
 ]
 # Set for the tests of a round: its seed.
 VARIABLE = "LIVENESSPROBE_TORTURE"
