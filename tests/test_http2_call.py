@@ -26,6 +26,21 @@ def test_the_verdict_is_the_same_byte_by_byte(name: str) -> None:
     assert case.holds(ended := in_memory(case, METHOD, piece=1 + max(said, default=0) // 20_000)), ended
 
 
+def test_what_is_said_of_an_answer_is_said_word_for_word() -> None:
+    outcomes = [in_memory(case, METHOD) for case in CASES.values()]
+    said = {outcome.message for outcome in outcomes if isinstance(outcome, Reply)}
+
+    assert {
+        "a HEADERS frame in the middle of the answer",
+        "malformed header: the fields of a request in an answer",
+        "more than one message in the reply",
+        "the answer has no grpc-status",
+        "the message in the reply was cut short",
+        "the peer ended its answer without trailers",
+        "the reply has no message",
+    } <= said
+
+
 def test_a_reset_at_the_deadline_is_the_deadline() -> None:
     """As grpc-go says where the peer's clock was quicker than its own."""
     call = Http2Call(request_head(METHOD), b"", lambda: 0.0, again=True)

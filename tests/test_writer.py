@@ -299,8 +299,10 @@ def work(writer: Writer, names: str, lines: int, size: int) -> None:
     threads = [threading.Thread(target=write, args=(name,), daemon=True) for name in names]
     for thread in threads:
         thread.start()
+    end = time.monotonic() + 60
     for thread in threads:
-        thread.join(60)
+        thread.join(max(0.0, end - time.monotonic()))
+        assert not thread.is_alive()
 
 
 def test_lines_of_many_threads_arrive_all_whole_and_each_thread_s_in_order() -> None:
