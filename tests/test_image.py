@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import email
 import hashlib
 import http.client
 import io
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import urllib.parse
 import zlib
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -153,6 +155,8 @@ def driver(folder: Path) -> Iterator[FakeDriver]:
 
 
 ADDRESS = "--csi-address=/csi/csi.sock"
+DATABASE = "var/lib/dpkg/status.d/"
+LOCKED = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", kept.LOCK.read_text()))
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -253,7 +257,7 @@ def test_stops_within_a_second(state: str, run: Callable[..., Container], driver
 STRANGERS = 2000
 
 
-@pytest.mark.parametrize("mebibytes", [32, 28])
+@pytest.mark.parametrize("mebibytes", [32, 24])
 def test_small_memory_and_cold_page_cache(
     run: Callable[..., Container], built: Archive, folder: Path, driver: FakeDriver, mebibytes: int
 ) -> None:
@@ -262,7 +266,9 @@ def test_small_memory_and_cold_page_cache(
     limits = [f"--memory={mebibytes}m", f"--memory-swap={mebibytes}m", f"--volume={folder}:/csi:ro"]
     for _ in range(2):  # for the same reason as with its starts
         with ExitStack() as containers:
-            container = _started_in_time(containers, *HARDENED, *limits, built.tag, ADDRESS, "--v=0")
+            # With time to spare: on a machine with other work, the driver is slow at times, which is no answer's fault.
+            flags = [ADDRESS, "--v=0", "--probe-timeout=20s"]
+            container = _started_in_time(containers, *HARDENED, *limits, built.tag, *flags)
             memory = container.memory()
             assert (memory["limit"], memory["swap"]) == (mebibytes * 2**20, 0)
             seconds = _hardship(container)
@@ -497,6 +503,24 @@ def test_a_target_that_is_not_a_socket_is_judged(
     assert done.stdout.startswith("cannot connect to localhost:1: connection refused")
 
 
+def test_a_node_that_grants_no_file_in_memory_is_told_of(
+    once: Callable[..., subprocess.CompletedProcess[str]], folder: Path, driver: FakeDriver
+) -> None:
+    """Only targets other than unix sockets need one: what they take is unpacked into it."""
+    denied = {"names": ["memfd_create"], "action": "SCMP_ACT_ERRNO"}
+    profile = folder / "profile.json"
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}))
+    options = [f"--security-opt=seccomp={profile}"]
+
+    done = once("--once", "--csi-address=localhost:1", options=options)
+    healthy = once("--once", ADDRESS, options=options)
+
+    assert done.returncode == 4, done
+    assert "cannot unpack grpc._cython.cygrpc into memory: Operation not permitted" in done.stdout
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+    assert (healthy.returncode, healthy.stdout) == (0, "ok\n"), healthy
+
+
 def test_version_and_help(once: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     version = once("--version")
     usage = once("--help")
@@ -584,7 +608,9 @@ def test_what_is_missing_was_left_out_on_purpose(built: Archive) -> None:
     script = """
 import importlib, pkgutil, sys
 sys.path[:] = ["/usr/lib/livenessprobe", *sys.path[-2:]]
+from image_start import CoreFinder
 from livenessprobe import postponed
+sys.meta_path.append(CoreFinder)
 postponed.postpone(postponed.UNUSED)
 for folder in sys.path:
     for module in pkgutil.walk_packages([folder], onerror=print):
@@ -624,7 +650,9 @@ def test_two_containers_as_in_a_pod(built: Archive) -> None:
     start = """
 import sys
 sys.path.insert(0, "/usr/lib/livenessprobe")
+from image_start import CoreFinder
 from livenessprobe import postponed
+sys.meta_path.append(CoreFinder)
 postponed.postpone(postponed.UNUSED)
 exec(open("/driver.py").read())
 """
@@ -678,8 +706,8 @@ def test_is_within_its_size(built: Archive) -> None:
     unpacked = sum(len(content) for content in built.contents.values())
     compressed = sum(_compressed(layer) for layer in built.layers)
 
-    assert unpacked <= 38_000_000
-    assert compressed <= 14_500_000
+    assert unpacked <= 30_000_000
+    assert compressed <= 12_000_000
 
 
 def _compressed(data: bytes) -> int:
@@ -732,17 +760,7 @@ def test_only_the_program_can_be_executed(built: Archive) -> None:
 
 def test_scanners_see_all_packages(built: Archive) -> None:
     """Every file of Debian's is told of in the database, and a scanner reads all that out of the image."""
-    database = "var/lib/dpkg/status.d/"
-    packages = {
-        name.removeprefix(database)
-        for name in built.contents
-        if name.startswith(database) and not name.endswith(".md5sums")
-    }
-    sums = {
-        path: digest
-        for name in packages
-        for digest, path in re.findall("(.*)  (.*)\n", built.contents[f"{database}{name}.md5sums"].decode())
-    }
+    packages, sums = debian_packages(built), debian_sums(built)
     for path, digest in sums.items():
         assert hashlib.md5(built.contents[path]).hexdigest() == digest, path
     ours = re.compile(
@@ -752,15 +770,86 @@ def test_scanners_see_all_packages(built: Archive) -> None:
 
     document = json.loads(sbom.list_content(built.path).read_text())
     found = {package["name"]: package.get("versionInfo") for package in document["packages"]}
-    locked = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", kept.LOCK.read_text()))
-    assert {name: found.get(name) for name in locked} == locked
-    assert packages <= found.keys()
-    assert packages >= {"base-files", "libc6", "libstdc++6", f"python{image.PYTHON}-minimal"}
+    assert {name: found.get(name) for name in LOCKED} == LOCKED
+    assert packages.keys() >= {"base-files", "libc6", "libstdc++6", f"python{image.PYTHON}-minimal"}
     assert found["livenessprobe"] == __version__
-    for name in packages:
-        version = re.search(r"(?m)^Version: (.*)$", built.contents[database + name].decode())
-        assert version
-        assert found[name] == version[1]
+    assert {name: found.get(name) for name in packages} == {
+        name: fields["Version"] for name, fields in packages.items()
+    }
+
+
+def debian_packages(archive: Archive) -> dict[str, email.message.Message]:
+    """What the database says of each package."""
+    return {
+        name.removeprefix(DATABASE): email.message_from_bytes(content)
+        for name, content in archive.contents.items()
+        if name.startswith(DATABASE) and not name.endswith(".md5sums")
+    }
+
+
+def debian_sums(archive: Archive) -> dict[str, str]:
+    """The files of all packages in the database, with their checksums."""
+    lists = [
+        content.decode()
+        for name, content in archive.contents.items()
+        if name.startswith(DATABASE) and name.endswith(".md5sums")
+    ]
+    return {path: digest for text in lists for digest, path in re.findall("(.*)  (.*)\n", text)}
+
+
+def test_trivy_finds_what_it_reads(built: Archive) -> None:
+    """By its rules, in pkg/fanal/analyzer: os/debian, pkg/dpkg, language/python/packaging; and pkg/detector/ospkg/debian."""
+    # Without this file it takes the image for no Debian, and says nothing of Debian's packages. It reads the first line,
+    # and needs a release's number before the dot: testing and unstable, which have a name there, it does not look up.
+    assert built.members["etc/debian_version"].isfile()
+    first = built.contents["etc/debian_version"].decode().splitlines()[0]
+    assert first.partition(".")[0] == "13"
+
+    for name, fields in debian_packages(built).items():
+        assert not fields.defects, name
+        assert fields["Package"] == name
+        assert re.fullmatch(r"(\d+:)?\d[\w.+~:-]*", fields["Version"])
+        # It looks advisories up by the source package.
+        assert re.fullmatch(r"\S+( \(\d[^)]*\))?", fields.get("Source", name))
+        assert not {"deinstall", "purge"} & set(fields.get("Status", "").split())
+
+    metadata = {name for name in built.contents if name.endswith(".dist-info/METADATA")}
+    described = [email.message_from_bytes(built.contents[name]) for name in metadata]
+    assert {each["Name"].replace("_", "-"): each["Version"] for each in described} == LOCKED
+    # What it finds in a package of Debian's it drops as a Python package.
+    assert not metadata & debian_sums(built).keys()
+
+
+def test_syft_and_grype_find_what_they_read(built: Archive, architecture: str) -> None:
+    """By their rules, in syft/linux, syft/pkg/cataloger/debian and …/python; grype/distro. Syft itself is run."""
+    release = dict(
+        line.split("=", 1) for line in built.contents["usr/lib/os-release"].decode().splitlines() if line
+    )
+    assert (release["ID"], release["VERSION_ID"]) == ("debian", '"13"')
+    assert os.path.normpath(f"etc/{built.members['etc/os-release'].linkname}") == "usr/lib/os-release"
+
+    document = json.loads(sbom.list_content(built.path).read_text())
+    locators = [
+        reference["referenceLocator"]
+        for package in document["packages"]
+        for reference in package.get("externalRefs", [])
+        if reference["referenceType"] == "purl"
+    ]
+    # Grype looks advisories up by the release and, of Debian's, by the source package.
+    for name, fields in debian_packages(built).items():
+        [locator] = [
+            each
+            for each in map(urllib.parse.urlsplit, locators)
+            if urllib.parse.unquote(each.path) == f"deb/debian/{name}@{fields['Version']}"
+        ]
+        asked = urllib.parse.parse_qs(locator.query)
+        assert asked["distro"] == ["debian-13"], name
+        assert asked["arch"][0] in (architecture, "all")
+        source = fields.get("Source", name).partition(" ")[0]
+        assert asked.get("upstream", [name])[0].partition("@")[0] == source
+        # It takes what belongs to a package from these.
+        assert f"{DATABASE}{name}.md5sums" in built.contents
+    assert {f"pkg:pypi/{name}@{version}" for name, version in LOCKED.items()} <= set(locators)
 
 
 def test_two_builds_are_equal(

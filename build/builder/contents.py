@@ -25,6 +25,8 @@ BUILT_IN = [
         "encodings.utf_8",
     ),
     *("collections.abc", "io", "os", "posixpath", "site", "threading", "traceback", "types", "warnings"),
+    # Of image_start.py.
+    *("importlib.machinery", "lzma"),
 ]
 
 # What extension modules import, which cannot be read from them.
@@ -66,8 +68,19 @@ UNUSED = {
     **dict.fromkeys(["asyncio", "grpc.aio", "grpc.experimental.aio"], "asynchronous gRPC"),
     # prometheus_client can push and serve over TLS, hashlib can use OpenSSL: megabytes.
     **dict.fromkeys(["_hashlib", "_ssl", "ssl"], "TLS"),
+    # postponed.py lets prometheus_client import what it pushes and serves with, and http.server what it parses with.
+    **dict.fromkeys(["email.parser", "email.utils", "html", "http.client"], "HTTP by the standard library"),
+    **dict.fromkeys(
+        ["mimetypes", "urllib.error", "urllib.request", "wsgiref.simple_server"],
+        "HTTP by the standard library",
+    ),
+    # What shutil can pack and unpack, and importlib.resources and pkgutil read.
+    **dict.fromkeys(
+        ["gzip", "importlib.metadata", "importlib.readers", "importlib.resources", "tarfile", "zipfile"],
+        "archives",
+    ),
     # Each would bring C libraries of its own.
-    **dict.fromkeys(["_bz2", "_lzma", "bz2", "lzma"], "archives"),
+    **dict.fromkeys(["_bz2", "bz2"], "archives"),
     **dict.fromkeys(["_curses", "curses", "readline"], "terminals"),
     **dict.fromkeys(["_ctypes", "ctypes"], "foreign functions"),
     **dict.fromkeys(["concurrent.futures.process", "multiprocessing"], "worker processes"),

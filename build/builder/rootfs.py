@@ -25,6 +25,7 @@ import debs
 import reach
 from contents import INTERPRETER, LIBRARY, PACKAGE, PAYLOAD, PYTHON
 from elftools.elf.elffile import ELFFile
+from image_start import CORE, CORES
 
 
 class Root:
@@ -62,7 +63,10 @@ class Root:
         layer = self.program if name.partition(".")[0] == PACKAGE else self.base
         if path in self.tree.owners:
             self._use(path)
-        if file.suffix == ".py":
+        if name == CORE:
+            copy(self.payload.parent / CORES, layer / PAYLOAD / CORES)
+            self.add_libraries(file)
+        elif file.suffix == ".py":
             # A dataclass without a docstring composes one, and loads more for that than all our docstrings take.
             compile_module(file, layer / f"{path}c", f"/{path}", 1 if layer is self.program else 2)
         else:
@@ -182,9 +186,9 @@ def unpack(archive: Path, folder: Path) -> None:
     """Take the packed file apart; gRPC's compiled part is packed by itself."""
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(folder)  # noqa: S202 - of our own making
-    with tarfile.open(folder / "cores.tar.xz") as cores:
+    with tarfile.open(folder / CORES) as cores:
         [core] = cores.getmembers()
-        cores.extract(core, folder / "site-packages/grpc/_cython")
+        cores.extract(core, folder / "site-packages/grpc/_cython", filter="data")
 
 
 def settle(output: Path, seconds: int) -> None:
@@ -212,6 +216,8 @@ def main() -> None:
         root = Root(
             tree, folder / "payload/site-packages", options.output, contents.TRIPLETS[options.architecture]
         )
+        # By these, scanners know which Debian it is: Trivy by its version alone, Syft and Grype by the other.
+        root.add("etc/debian_version")
         root.add("etc/os-release")
         root.add_program(INTERPRETER)
         root.add_modules()

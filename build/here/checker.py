@@ -29,7 +29,7 @@ sys.exit(main())
 
 
 def files() -> Iterator[tuple[str, bytes]]:
-    """Give names and contents; of PyYAML, the part that is Python, with its licence."""
+    """Give names and contents; of PyYAML, the part that is Python, with its licence and what scanners know it by."""
     yield "__main__.py", MAIN.encode()
     for path in CHECK.glob("*.py"):
         yield path.name, path.read_bytes()
@@ -39,8 +39,8 @@ def files() -> Iterator[tuple[str, bytes]]:
     for path in Path(yaml.__file__).parent.glob("*.py"):
         yield f"yaml/{path.name}", path.read_bytes()
     for file in metadata.files("pyyaml") or ():
-        if file.name == "LICENSE":
-            yield "yaml/LICENSE", file.read_binary()
+        if file.name in ("LICENSE", "METADATA"):
+            yield file.as_posix(), file.read_binary()
 
 
 def pack(output: Path) -> None:

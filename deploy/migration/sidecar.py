@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from livenessprobe.config import Config, Endpoint
 
 PROGRAM = "/livenessprobe"
-LEAST_MEMORY, ADVISED_MEMORY = 32, 64  # MiB, see docs/image.md
+# MiB, see docs/image.md: what it can do with, and what to request and to limit to.
+LEAST_MEMORY, REQUESTED_MEMORY, ADVISED_MEMORY = 24, 32, 64
 _EVERYWHERE = re.compile(r"(0\.0\.0\.0|::)?")
 _SHELLS = ("sh", "bash", "dash", "ash", "busybox")
 
@@ -163,13 +164,13 @@ def _holds(folder: str, place: PurePosixPath | None) -> bool:
 
 def _memory(container: Container) -> Iterator[Finding]:
     limit, request = container.memory_limit, container.memory_request
-    advice = f"request {LEAST_MEMORY}Mi and limit to {ADVISED_MEMORY}Mi"
+    advice = f"request {REQUESTED_MEMORY}Mi and limit to {ADVISED_MEMORY}Mi"
     if limit is not None and limit < LEAST_MEMORY * 2**20:
         text = f"a memory limit of {limit / 2**20:g}Mi: it would read its own files again and again: {advice}"
         yield Finding(Kind.BREAKS, text)
     elif limit is not None and limit < ADVISED_MEMORY * 2**20:
         yield Finding(Kind.ADVICE, f"a memory limit of {limit / 2**20:g}Mi is just enough: {advice}")
-    elif request is not None and request < LEAST_MEMORY * 2**20:
+    elif request is not None and request < REQUESTED_MEMORY * 2**20:
         yield Finding(Kind.ADVICE, f"memory: it uses more than the {request / 2**20:g}Mi requested: {advice}")
 
 
