@@ -88,7 +88,7 @@ livenessprobe: $(OUTPUT)  ## build bin/livenessprobe, one file (OUTPUT= PYTHON_V
 livenessprobe-container: $(tests)  ## build the image and its list of contents (REGISTRY= IMAGE= TAG= PLATFORM=linux/arm64 BUILD_IMAGE= SOURCE=)
 	$(python) build/here/image.py $(PLATFORM:%=--platform %) $(REGISTRY)/$(IMAGE):$(TAG)
 
-release: $(tests)  ## build everything in a release into dist/: files, images as one OCI layout, contents, checksums (REGISTRY= IMAGE=)
+release: $(tests)  ## build everything in a release into dist/: files, wheel, images as one OCI layout, contents, checksums (REGISTRY= IMAGE=)
 	$(python) build/here/release.py $(REGISTRY)/$(IMAGE)
 
 base-image:  ## make the image to build in, with debootstrap, if debian:trixie-slim cannot be pulled

@@ -28,9 +28,10 @@ FOUND = {
     "summary": "a made one",
     "affected": [
         {
-            "package": {"ecosystem": "PyPI", "name": "grpcio"},
+            "package": {"ecosystem": "PyPI", "name": name},
             "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "999.1"}]}],
         }
+        for name in ("grpcio", "grpcio-tools")
     ],
 }
 
@@ -82,6 +83,14 @@ def test_a_known_vulnerability_is_told_and_fails() -> None:
     assert done.returncode == 1
     assert f"requirements.lock: {PACKED} packages, known vulnerabilities: 1" in done.stdout
     assert "TEST-2026-1, fixed in 999.1: a made one" in done.stdout
+
+
+def test_one_of_what_no_user_runs_is_told_and_fails_nothing() -> None:
+    with database(200, "grpcio-tools") as (service, _):
+        done = run(service)
+    assert done.returncode == 0
+    assert re.search(r"requirements-test.lock: \d+ packages, known vulnerabilities: 1", done.stdout)
+    assert "  grpcio-tools 1." in done.stdout
 
 
 @pytest.mark.parametrize("status", [0, 403, 503])

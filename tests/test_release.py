@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,82 @@ def test_list_of_a_file_names_it_and_all_in_it(files: dict[str, Path]) -> None:
     before = listed.read_bytes()
     sbom.list_packed(file, document["creationInfo"]["created"])
     assert listed.read_bytes() == before
+
+
+# ---- for pip and its like, and the check of manifests
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The wheel and the sdist."""
+    return release.pack_distributions(tmp_path_factory.mktemp("distributions"))
+
+
+def test_wheel_and_sdist_are_what_an_index_takes(distributions: list[Path]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *distributions],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("PASSED") == len(distributions) == 2
+
+
+def test_wheel_and_sdist_hold_the_program_and_no_more(distributions: list[Path]) -> None:
+    wheel, sdist = distributions
+    modules = {
+        f"livenessprobe/{path.name}" for path in pyz.PACKAGE.iterdir() if path.suffix in (".py", ".pyi")
+    }
+    with zipfile.ZipFile(wheel) as packed:
+        names = packed.namelist()
+        assert {name for name in names if ".dist-info/" not in name} == modules
+        [metadata] = [packed.read(name).decode() for name in names if name.endswith("METADATA")]
+    with tarfile.open(sdist) as packed_too:
+        files = {name.partition("/")[2] for name in packed_too.getnames()}
+
+    assert re.findall("(?m)^(?:Name|Version): (.*)$", metadata) == ["livenessprobe", __version__]
+    assert files == modules | {
+        *(".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"),
+        "proto/livenessprobe/identity.proto",
+    }
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["wheel", "sdist"])
+def test_runs_from_an_environment_of_its_own(
+    number: int, distributions: list[Path], folder: Path, driver: FakeDriver
+) -> None:
+    """As pip makes it, pipx and uvx: a fresh one, with what the distribution says that it needs."""
+    environment = folder / "venv"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    pip = [f"{environment}/bin/pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+    subprocess.run([*pip, str(distributions[number])], check=True)
+    command = [str(environment / "bin" / "livenessprobe")]
+
+    shown = program.run_once(["--version"], command=command)
+    check = program.run_once([f"--csi-address={driver.target}", "--once"], command=command)
+
+    assert shown.stdout.startswith(f"livenessprobe {__version__} (Python "), shown
+    assert (check.returncode, check.stdout) == (0, "ok\n"), check
+
+
+def test_check_of_manifests_is_listed_and_runs(folder: Path) -> None:
+    file = release.pack_checker(folder)
+    document = json.loads(file.with_name(f"{file.name}.spdx.json").read_text())
+    packages = {package["name"]: package for package in document["packages"]}
+
+    done = subprocess.run(
+        [file, program.ROOT / "deploy" / "kubernetes" / "node-plugin.yaml"],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+    assert "containers: " in done.stdout, done
+    [checksum] = packages.pop("livenessprobe")["checksums"]
+    assert checksum["checksumValue"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert packages.keys() == {"pyyaml"}
 
 
 # ---- the layout
@@ -321,6 +398,9 @@ def test_whole_release_is_all_that_the_page_names(whole: Path) -> None:
     assert made == {
         *targets,
         *(f"{name}.spdx.json" for name in targets),
+        release.checker_name(),
+        f"{release.checker_name()}.spdx.json",
+        *release.distribution_names(),
         release.layout_name(),
         *(release.contents_name(target) for target in pyz.PLATFORMS),
         release.CHECKSUMS,
@@ -331,10 +411,12 @@ def test_whole_release_is_all_that_the_page_names(whole: Path) -> None:
         assert [name for name in made if re.fullmatch(pattern, name)], pattern
 
 
-def test_whole_release_is_what_its_parts_are(whole: Path, files: dict[str, Path], layout: Layout) -> None:
+def test_whole_release_is_what_its_parts_are(
+    whole: Path, files: dict[str, Path], distributions: list[Path], layout: Layout
+) -> None:
     """Built a second time, of which the same bytes come."""
     subprocess.run(["sha256sum", "--check", "--quiet", release.CHECKSUMS], cwd=whole, check=True)
-    for file in files.values():
+    for file in [*files.values(), *distributions]:
         assert (whole / file.name).read_bytes() == file.read_bytes(), file.name
     again = Layout(whole / release.layout_name())
     assert again.top["annotations"] == layout.top["annotations"]

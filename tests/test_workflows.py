@@ -91,10 +91,10 @@ def test_what_runs_are_commands_of_the_project() -> None:
 
     assert (GITHUB / "workflows" / "ci.yml").read_text().count("- run: ") == 2
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    assert re.findall(r"(?m)^make ([a-z-]+)", scripts) == ["release", "mutants"]
-    assert "\nrelease: " in makefile
-    assert "\nmutants: " in makefile
-    assert {"REGISTRY"} == set(re.findall("([A-Z]+)=", re.findall("(?m)^make .*$", scripts)[0]))
+    assert re.findall(r"(?m)^make ([a-z-]+)", scripts) == ["audit", "release", "mutants"]
+    for target in ("audit", "release", "mutants"):
+        assert f"\n{target}: " in makefile
+    assert set(re.findall("([A-Z]+)=", "".join(re.findall("(?m)^make .*$", scripts)))) == {"REGISTRY"}
     assert re.search(r"(?m)^REGISTRY \?= ", makefile)
 
 
@@ -103,8 +103,10 @@ def test_who_may_publish_runs_nothing_of_the_project() -> None:
     publish = workflow["jobs"]["publish"]
 
     assert workflow["permissions"] == {}
-    assert publish["permissions"] == {"contents": "write", "packages": "write"}
-    assert load(GITHUB / "workflows" / "ci.yml")["permissions"] == {"contents": "read"}
+    rights = dict.fromkeys(("attestations", "contents", "id-token", "packages"), "write")
+    assert publish["permissions"] == rights
+    for name in ("audit.yml", "ci.yml"):
+        assert load(GITHUB / "workflows" / name)["permissions"] == {"contents": "read"}
     assert workflow["jobs"]["ci"] == {
         "permissions": {"contents": "read"},
         "uses": "./.github/workflows/ci.yml",
@@ -113,11 +115,30 @@ def test_who_may_publish_runs_nothing_of_the_project() -> None:
         assert not re.search(r"\b(make|python3?|pip)\b|\./|\.ci", step.get("run", "")), step
 
 
+def test_every_file_and_image_is_attested_before_the_release_is_made() -> None:
+    publish = load(GITHUB / "workflows" / "release.yml")["jobs"]["publish"]
+    names = [step.get("name", "") for step in publish["steps"]]
+    attested = [step["with"] for step in publish["steps"] if "/attest-" in step.get("uses", "")]
+
+    assert attested == [
+        {"subject-path": "dist/*"},
+        {
+            "subject-name": "${{ steps.image.outputs.name }}",
+            "subject-digest": "${{ steps.image.outputs.digest }}",
+            "push-to-registry": "true",
+            "create-storage-record": "false",
+        },
+    ]
+    order = ["Attest the files", "Push the image", "Attest the image", "Make the release"]
+    assert names[-len(order) :] == order
+
+
 # ---- the steps of a release, with programs that only tell what they were asked for
 
 TOLD = """#!/bin/sh
 echo "${0##*/} $*" >>"$TOLD"
-[ "${0##*/} $1" != "skopeo login" ] || cat >>"$TOLD"
+[ "${0##*/} $1" != "docker login" ] || cat >>"$TOLD"
+[ "${0##*/} $1" != "skopeo copy" ] || printf sha256:abc >digest
 """
 
 
@@ -135,7 +156,7 @@ def publish(folder: Path) -> Callable[..., tuple[int, str, list[str]]]:
         (place / "dist" / name).write_text(name)
     release.write_checksums(place / "dist")
     (folder / "bin").mkdir()
-    for name in ("gh", "skopeo"):
+    for name in ("docker", "gh", "skopeo"):
         (folder / "bin" / name).write_text(TOLD)
         (folder / "bin" / name).chmod(0o755)
 
@@ -146,6 +167,7 @@ def publish(folder: Path) -> Callable[..., tuple[int, str, list[str]]]:
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "TOLD": str(told),
             "GITHUB_ACTOR": "somebody",
+            "GITHUB_OUTPUT": str(folder / "output"),
             "GITHUB_REF_NAME": tag,
             "GITHUB_REPOSITORY_OWNER": "Example",
             "TOKEN": "secret",
@@ -172,13 +194,14 @@ def test_release_is_published(publish: Callable[..., tuple[int, str, list[str]]]
     files = sorted(path.name for path in (folder / "checkout" / "dist").iterdir())
     image = f"ghcr.io/example/livenessprobe:v{__version__}"
     assert told == [
-        "skopeo login --username somebody --password-stdin ghcr.io",
+        "docker login --username somebody --password-stdin ghcr.io",
         "secret",
-        f"skopeo copy --all --preserve-digests oci-archive:dist/{release.layout_name()} docker://{image}",
+        f"skopeo copy --all --preserve-digests --digestfile digest oci-archive:dist/{release.layout_name()} docker://{image}",
         f"gh release create v{__version__} --verify-tag --title v{__version__} --notes-file notes.md "
         + " ".join(f"dist/{name}" for name in files),
     ]
     assert (folder / "checkout" / "notes.md").read_text().split() == ["-", "now"]
+    assert (folder / "output").read_text() == f"name={image.partition(':')[0]}\ndigest=sha256:abc\n"
 
 
 @pytest.mark.parametrize(

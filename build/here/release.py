@@ -9,10 +9,13 @@ import argparse
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import checker
 import image
 import oci
 import pyz
@@ -24,6 +27,15 @@ CHECKSUMS = "SHA256SUMS"
 
 def file_name(platform: str) -> str:
     return f"livenessprobe-{pyz.release()}-{platform.replace('/', '-')}"
+
+
+def checker_name() -> str:
+    return f"check-manifest-{pyz.release()}"
+
+
+def distribution_names() -> list[str]:
+    """Of the wheel and the sdist."""
+    return [f"livenessprobe-{pyz.release()}-py3-none-any.whl", f"livenessprobe-{pyz.release()}.tar.gz"]
 
 
 def layout_name() -> str:
@@ -41,6 +53,22 @@ def pack(platform: str, folder: Path) -> Path:
     pyz.build(pyz.PYTHONS, pyz.PLATFORMS[platform], file)
     sbom.list_packed(file, image.date(image.build_time()))
     return file
+
+
+def pack_checker(folder: Path) -> Path:
+    """Pack the check of manifests, and list what is in it."""
+    file = folder / checker_name()
+    checker.pack(file)
+    sbom.list_packed(file, image.date(image.build_time()))
+    return file
+
+
+def pack_distributions(folder: Path) -> list[Path]:
+    """Make the wheel and the sdist, for pip and its like."""
+    command = [sys.executable, "-m", "hatchling", "build", f"--directory={folder}"]
+    time = {"SOURCE_DATE_EPOCH": str(image.build_time())}
+    subprocess.run(command, cwd=image.ROOT, env=os.environ | time, check=True, stdout=subprocess.DEVNULL)
+    return [folder / name for name in distribution_names()]
 
 
 def make_image(platform: str, name: str, folder: Path, elsewhere: Path) -> Path:
@@ -69,6 +97,8 @@ def build(repository: str, folder: Path) -> None:
             pool.submit(make_image, platform, name, folder, Path(temporary)) for platform in pyz.PLATFORMS
         ]
         files = [pool.submit(pack, platform, folder) for platform in pyz.PLATFORMS]
+        files += [pool.submit(pack_checker, folder)]
+        pack_distributions(folder)
         oci.pack([archive.result() for archive in images], name, folder / layout_name())
         for file in files:
             file.result()

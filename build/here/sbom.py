@@ -40,7 +40,7 @@ def list_packed(file: Path, created: str) -> Path:
         checksum["checksumValue"]
         for package in content["packages"]
         if package["name"] == "livenessprobe"
-        for checksum in package["checksums"]
+        for checksum in package.get("checksums", ())
     ]
     return _write(file.with_name(f"{file.name}.spdx.json"), content, created, digest)
 
