@@ -19,7 +19,6 @@ import argparse
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 
@@ -35,26 +34,33 @@ def main() -> None:
     parser.add_argument("--socket", required=True, metavar="PATH", help="the unix socket to listen on")
     parser.add_argument("--name", default="example.csi.k8s.io", help="what GetPluginInfo says")
     options = parser.parse_args()
-    state = Path(options.socket + ".state")
+    state = options.socket + ".state"
+
+    def told() -> str:
+        try:
+            with open(state) as file:
+                return file.read().strip() or "ready"
+        except FileNotFoundError:
+            return "ready"
 
     def get_plugin_info(_request: bytes, _context: grpc.ServicerContext) -> bytes:
         name: bytes = options.name.encode()
         return b"\x0a" + bytes([len(name)]) + name  # field 1 of GetPluginInfoResponse, at most 63 bytes
 
     def probe(_request: bytes, context: grpc.ServicerContext) -> bytes:
-        while (told := (state.read_text() if state.exists() else "").strip() or "ready") == "hang":
+        while (wanted := told()) == "hang":
             if not context.is_active():  # the caller has given up, or we have to end
                 return READY
             time.sleep(0.05)
-        word, _, message = told.partition(" ")
+        word, _, message = wanted.partition(" ")
         if word == "fail":
             context.abort(grpc.StatusCode.INTERNAL, message.strip() or "failing, as told")
-        if told not in REPLIES:
+        if wanted not in REPLIES:
             context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
-                f"{state} says {told!r}: write ready, not-ready, hang, or fail and a message",
+                f"{state} says {wanted!r}: write ready, not-ready, hang, or fail and a message",
             )
-        return REPLIES[told]
+        return REPLIES[wanted]
 
     methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "GetPluginInfo": grpc.unary_unary_rpc_method_handler(get_plugin_info),
