@@ -11,7 +11,7 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 _ROOMLESS = (errno.ENOMEM, errno.ENOBUFS)
 
 
-def denial(error: BaseException) -> str:
+def denial(error: BaseException | None) -> str:
     """Say which limit or profile an error comes from; empty if it comes from none."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _ROOMLESS):
         return f"out of memory; seen from here: {', '.join(of_memory())}"

@@ -12,8 +12,8 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
-from livenessprobe import limits
 from livenessprobe.quoting import cut, quote
 from livenessprobe.writer import Writer
 
@@ -38,8 +38,13 @@ def setup(verbosity: int, vmodule: Sequence[tuple[str, int]], json_lines: bool) 
 
 def report(error: BaseException | None) -> None:
     """Write the line for an error that nobody expected: a defect, unless the system denied something."""
-    if error and (denial := limits.denial(error)):
-        _logger.critical("The system denies what is needed", {"err": denial})
+    denied = ""
+    with suppress(ImportError):  # it may be what is broken
+        from livenessprobe.limits import denial
+
+        denied = denial(error)
+    if denied:
+        _logger.critical("The system denies what is needed", {"err": denied})
     else:
         _logger.critical("Unexpected error, please report it", {"err": repr(error)})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,29 +9,21 @@ from typing import TYPE_CHECKING
 
 import kubelet
 import load
+import program
 import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import program
     from conftest import ProbeFactory
     from fake_driver import FakeDriver
-
-
-def allow_descriptors(wanted: int) -> None:
-    try:
-        load.allow_descriptors(wanted)
-    except ValueError:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        pytest.skip(f"no more than {most} files may be open here (ulimit -n), {wanted} are needed")
 
 
 @pytest.mark.parametrize("requests", load.STORMS)
 def test_a_storm_on_a_slow_driver_is_one_probe(
     driver: FakeDriver, probe_factory: ProbeFactory, socket_path: Path, requests: int
 ) -> None:
-    allow_descriptors(requests + 100)
+    program.allow_descriptors(requests + 100)
     probe = probe_factory(
         f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=60s"
     )
@@ -51,7 +42,7 @@ def test_a_storm_on_a_slow_driver_is_one_probe(
 
 
 def test_a_flood_of_half_open_connections_keeps_nobody_out(driver: FakeDriver, probe: program.Probe) -> None:
-    allow_descriptors(load.MOST_HELD + 100)
+    program.allow_descriptors(load.MOST_HELD + 100)
     for _ in range(100):
         assert probe.get().status == 200
     memory = probe.memory()

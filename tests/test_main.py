@@ -295,7 +295,7 @@ def test_a_broken_installation_exits_1_with_one_line(folder: Path) -> None:
 
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(
-        r"F\d{4} .* command\.py:\d+\] "
+        r"F\d{4} .* log\.py:\d+\] "
         r'"Unexpected error, please report it" err="ImportError\(\'it is broken\'\)"\n',
         done.stderr,
     )

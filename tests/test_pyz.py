@@ -730,6 +730,12 @@ def test_cache_over_its_quota_is_left_empty(host: Host) -> None:
     assert not [path for path in host.cache.rglob("*") if path.is_file()]
 
 
+def test_too_little_memory_to_unpack(host: Host) -> None:
+    line = host.refuses(before=["/bin/sh", "-c", 'ulimit -v 32768; exec "$@"', "sh"])
+
+    assert f"cannot unpack into {host.cache} (out of memory)" in line
+
+
 def test_noexec_cache(host: Host) -> None:
     host.cache.mkdir()
     line = host.refuses(before=in_namespace('mount -t tmpfs -o noexec none "$1"', host.cache))

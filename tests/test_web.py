@@ -11,6 +11,7 @@ import resource
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -609,14 +610,14 @@ def test_without_descriptors_half_open_connections_are_evicted(errors: list[tupl
 
 
 class Memory:
-    """A clock that finds no memory to tell the time in, when it is told so."""
+    """A clock that finds no memory to tell the time in, once, when it is asked in a given function."""
 
     def __init__(self) -> None:
-        self.short_of: list[None] = []
+        self.short_in = ""
 
     def __call__(self) -> float:
-        if self.short_of:
-            self.short_of.pop()
+        if sys._getframe(1).f_code.co_name == self.short_in:
+            self.short_in = ""
             raise MemoryError
         return 0.0
 
@@ -628,7 +629,7 @@ def test_out_of_memory_the_oldest_is_evicted_and_the_server_goes_on(
     with serving({"/healthz": ok}, clock=memory) as running:
         half_open = running.connect()
         assert running.get() == 200  # by now it is accepted
-        memory.short_of.append(None)
+        memory.short_in = "_accept"
         assert running.get() == 200
         assert read_all(half_open) == b""
     [(message, values)] = errors
@@ -640,7 +641,7 @@ def test_out_of_memory_for_its_answer_a_connection_is_dropped(errors: list[tuple
     memory = Memory()
 
     def short_of_memory(reply: Reply) -> None:
-        memory.short_of.append(None)
+        memory.short_in = "_answer"
         ok(reply)
 
     with serving({"/healthz": short_of_memory, "/readyz": ok}, clock=memory) as running:
@@ -657,7 +658,7 @@ def test_out_of_memory_with_nobody_to_evict_ends_the_server() -> None:
     listener = Listener("127.0.0.1", 0, {})
     server = Server(listener, clock=memory)
     with listener, socket.create_connection(("127.0.0.1", listener.server_address[1]), PATIENCE):
-        memory.short_of.append(None)
+        memory.short_in = "_accept"
         with pytest.raises(MemoryError):
             server.run()
     server.close()

@@ -145,8 +145,8 @@ def unpacked(archive, name):
                 check_path(root)
                 unpack(archive, root, BUILD, name, opened, whole)
                 return found(root, name)
-            except OSError as error:
-                problems[root] = error.strerror
+            except (MemoryError, OSError) as error:
+                problems[root] = getattr(error, "strerror", "out of memory")
     reasons = ", nor into ".join("{0} ({1})".format(root, problems[root]) for root in places)
     return fail(
         "cannot unpack into {0}: set SHIV_ROOT to a folder you can write to, with 30 MB free, on a file system"

@@ -9,6 +9,7 @@ import http.client
 import os
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -20,6 +21,8 @@ import threading
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
+
+import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +113,16 @@ class Response(NamedTuple):
     @property
     def text(self) -> str:
         return self.body.decode()
+
+
+def allow_descriptors(wanted: int) -> None:
+    """Have the test itself open so many files; skip it if the system does not let us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except ValueError:
+            pytest.skip(f"no more than {hard} files may be open here (ulimit -n), {wanted} are needed")
 
 
 class Probe:
