@@ -142,7 +142,7 @@ class Server:
             self._report_exhaustion(error)
 
     def _wake(self) -> None:
-        with suppress(ValueError):  # closed: nobody left to wake; full: awake already
+        with suppress(OSError, ValueError):  # closed, or just being closed: nobody left to wake
             self.wake_up.write(b"\0")
 
     def _clear_wake_ups(self, woken: FileIO) -> None:

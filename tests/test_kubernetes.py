@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,6 +20,7 @@ import pod_probes
 import podman_engine
 import program
 import pytest
+import tars
 import this_run
 import yaml
 from image_engine import MARK, must
@@ -123,6 +126,11 @@ def driver_images(docker_engine: None, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("driver")
     with zipfile.ZipFile(file) as packed:
         packed.extractall(folder, [name for name in packed.namelist() if name.startswith("site-packages/")])
+        with tarfile.open(fileobj=io.BytesIO(packed.read("cores.tar.xz"))) as cores:
+            [core] = cores.getmembers()
+            (folder / "site-packages" / "grpc" / "_cython" / core.name).write_bytes(
+                tars.read(cores, core.name)
+            )
     shutil.copy(program.ROOT / "examples" / "driver.py", folder)
     (folder / "start.py").write_text(START)
     dockerfile = """

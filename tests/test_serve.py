@@ -1052,26 +1052,40 @@ def test_json_logs_are_one_object_a_line(driver: FakeDriver, probe_factory: Prob
 # ---- what is loaded, and when
 
 
-def _imported(probe: program.Probe, until: str) -> list[str]:
-    """What a process started with -X importtime had imported when it logged a line."""
-    lines = probe.log_lines
-    end = next(number for number, line in enumerate(lines) if until in line)
-    return [line.rpartition("|")[2].strip() for line in lines[:end] if line.startswith("import time:")]
+WAITS_TO_BE_LOADED = """
+import importlib, sys
+open({fifo!r}).close()
+sys.path.remove({folder!r})
+for name in [name for name in sys.modules if name.partition(".")[0] == {top!r}]:
+    del sys.modules[name]
+importlib.import_module({module!r})
+"""
 
 
-@pytest.mark.parametrize(
-    "command", [(program.MODULE[0], "-X", "importtime", *program.MODULE[1:])], ids=["sources"], indirect=True
-)
-def test_it_binds_before_it_loads_what_is_costly(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
-    probe = probe_factory(f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0")
-    assert probe.get().status == 200
-    probe.wait_for_log('"CSI driver is healthy"')
-
-    before, later = (_imported(probe, until) for until in ('"Serving"', '"CSI driver is healthy"'))
-    for module in ("hpack", "google.protobuf", "prometheus_client"):
-        assert module not in before
-        assert module in later
-    assert "grpc" not in later
+@pytest.mark.parametrize("command", [program.MODULE], ids=["sources"], indirect=True)
+@pytest.mark.parametrize("module", ["hpack", "google.protobuf", "prometheus_client"])
+def test_it_listens_before_it_loads_what_is_costly(
+    driver: FakeDriver, probe_factory: ProbeFactory, folder: Path, module: str
+) -> None:
+    """Each of these waits, when it is imported, until the test has connected; and grpc must not be imported at all."""
+    fifo, modules = folder / "go", folder / "modules"
+    package = modules / module.replace(".", "/")
+    package.mkdir(parents=True)
+    os.mkfifo(fifo)
+    (package / "__init__.py").write_text(
+        WAITS_TO_BE_LOADED.format(
+            fifo=str(fifo), folder=str(modules), top=module.partition(".")[0], module=module
+        )
+    )
+    (modules / "grpc.py").write_text("raise SystemExit('nobody needs it here')\n")
+    path = os.pathsep.join([str(modules), str(program.ROOT)])
+    probe = probe_factory(
+        f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", env={"PYTHONPATH": path}
+    )
+    with probe.connect() as client:
+        client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        fifo.write_bytes(b"")  # waits until somebody reads
+        assert client.makefile("rb").read().endswith(b"\r\n\r\nok")
 
 
 @pytest.mark.parametrize("address", ["/nowhere", ""])
