@@ -383,7 +383,7 @@ def test_strangers_who_do_not_read_kill_no_small_container(
 
 def test_too_little_memory_is_noticed(built: Archive, folder: Path, driver: FakeDriver) -> None:
     """Shows that the test above can fail: this limit is below what Python takes."""
-    limits = ["--memory=8m", "--memory-swap=8m", f"--volume={folder}:/csi:ro"]
+    limits = ["--memory=6m", "--memory-swap=6m", f"--volume={folder}:/csi:ro"]
     with created(*HARDENED, *limits, built.tag, ADDRESS) as container:
         container.start()
         with pytest.raises((AssertionError, OSError)):

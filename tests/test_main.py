@@ -332,13 +332,22 @@ FIELD_DEFAULT_PORT = {
 def default_port() -> Iterator[int]:
     """Nobody else listens there."""
     with this_run.locked("default_port"):
-        with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as other:
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                other.bind(("", DEFAULT_PORT))
-            except OSError as error:
-                pytest.skip(f"port {DEFAULT_PORT}: {error}")
+        end = time.monotonic() + 60  # a container of another test may have it for a while
+        while problem := not_free(DEFAULT_PORT):
+            if time.monotonic() > end:
+                pytest.skip(f"port {DEFAULT_PORT}: {problem}")
+            time.sleep(0.1)
         yield DEFAULT_PORT
+
+
+def not_free(port: int) -> OSError | None:
+    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(("", port))
+        except OSError as error:
+            return error
+    return None
 
 
 def filled_in(arguments: str, **values: object) -> list[str]:

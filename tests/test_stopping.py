@@ -29,6 +29,12 @@ def test_a_wait_ends_in_time_or_with_the_stop() -> None:
     assert time.monotonic() - begin < 10
 
 
+def test_a_wait_may_be_longer_than_any_clock() -> None:
+    stop = Stop()
+    stop.set()
+    assert stop.wait(1e12)
+
+
 def test_many_may_wait() -> None:
     stop = Stop()
     waiting = [threading.Thread(target=stop.wait, args=(20,), daemon=True) for _ in range(20)]

@@ -206,7 +206,7 @@ class _Tree:
     path: Path
 
     @classmethod
-    def copy(cls, folder: str) -> None:
+    def copy(cls, folder: str, files: Sequence[str]) -> None:
         cls.path = Path(folder) / str(os.getpid())
         cls.path.mkdir()
         for name in _COPIED:
@@ -215,8 +215,10 @@ class _Tree:
                 shutil.copytree(ROOT / name, cls.path / name, ignore=ignored)
             else:
                 shutil.copy(ROOT / name, cls.path / name)
-        for name in ("livenessprobe", "tests"):  # forks write none
-            compileall.compile_dir(cls.path / name, quiet=1)
+        for name in ("livenessprobe", "tests/helpers"):  # forks write none
+            compileall.compile_dir(cls.path / name, maxlevels=0, quiet=1)
+        for name in ("conftest", *files):
+            compileall.compile_file(cls.path / "tests" / f"{name}.py", quiet=1)
         os.environ[this_run.VARIABLE] = folder
         # A failure is enough, no smaller one is wanted.
         phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
@@ -291,7 +293,10 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory(prefix="mutants-", dir="/tmp") as folder,
         ProcessPoolExecutor(
-            arguments.workers, multiprocessing.get_context("fork"), initializer=_Tree.copy, initargs=(folder,)
+            arguments.workers,
+            multiprocessing.get_context("fork"),
+            initializer=_Tree.copy,
+            initargs=(folder, files),
         ) as pool,
     ):
         reached = dict(zip(files, pool.map(reach, files), strict=True))
@@ -342,7 +347,7 @@ def report(
         ]
         wrong += len(surprises)
         print("".join(f"    {line}\n" for line in surprises), end="", flush=True)
-    killed = totals["dead"] / (totals["dead"] + totals["alive"])
+    killed = totals["dead"] / max(1, totals["dead"] + totals["alive"])
     print(
         _row("all", totals, 0), f"\n{killed:.1%} of those that are not equivalent are dead; {wrong} surprises"
     )
