@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_FETCHED_MB = 70
+# 70 MB of packages are the budget. Pages of the index come on top: 0.3 MB of PyPI's for a look-up of grpcio, but 5 MB of a
+# mirror that does not compress them, six times.
+MOST_FETCHED_MB = 70 + 30
 USER = 1000
 CARRIED = (
     "/etc/resolv.conf",
@@ -151,7 +153,9 @@ def main() -> None:
                     if code:
                         sys.exit(1)
                     if command == "make demo" and fetched > MOST_FETCHED_MB and "CI" in os.environ:
-                        sys.exit(f"bare_machine: make demo may fetch {MOST_FETCHED_MB} MB")
+                        sys.exit(
+                            f"bare_machine: make demo may fetch {MOST_FETCHED_MB} MB, the index's pages included"
+                        )
 
 
 if __name__ == "__main__":
