@@ -46,7 +46,7 @@ tests := .venv/requirements-test.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo play test quick lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load steady torture mutants check-manifest picture proto lock audit clean
+.PHONY: help demo play test quick lint format livenessprobe livenessprobe-container release base-image image-budget bench soak load bare steady torture mutants check-manifest picture proto lock audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -105,6 +105,9 @@ soak: $(builds) bin/livenessprobe  ## check that nothing grows over N=100000 che
 
 load: $(builds) bin/livenessprobe  ## hit it with storms of requests and a flood of half-open connections (SECONDS=60 of flood)
 	@$(python) benchmarks/load.py --program '$(PROGRAM)' --seconds $(SECONDS)
+
+bare:  ## make demo and make test on bare machines of Debian 12 and 13, as a user and as root (needs root and debootstrap)
+	PYTHONPATH=build/here:build/builder $(or $(PYTHON),python3) tests/helpers/bare_machine.py bookworm trixie
 
 steady: $(tests) bin/livenessprobe  ## run the tests N=20 times beside two busy loops per processor, and say what failed
 	@$(python) tests/helpers/steady.py --runs $(or $(N),20) --workers $(WORKERS)

@@ -26,7 +26,6 @@ import built_images
 import contents
 import image
 import kept
-import load
 import peers
 import program
 import pytest
@@ -355,7 +354,7 @@ def _checks(container: Container, host: str, count: int, clients: int = 1) -> li
 def test_strangers_who_do_not_read_kill_no_small_container(
     built: Archive, folder: Path, driver: FakeDriver, mebibytes: int, request_head: bytes
 ) -> None:
-    load.allow_descriptors(STRANGERS + 200)
+    program.allow_descriptors(STRANGERS + 200)
     limits = [f"--memory={mebibytes}m", f"--memory-swap={mebibytes}m", f"--volume={folder}:/csi:ro"]
     flags = [ADDRESS, f"--http-endpoint=:{PORT}", "--probe-timeout=20s"]
     with created(*HARDENED, *limits, built.tag, *flags) as container:

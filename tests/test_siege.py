@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import load
 import peers
 import program
 from fake_driver import FakeDriver
@@ -163,7 +162,7 @@ STEPS = st.one_of(
 @effort(3)
 @given(steps=st.lists(STEPS, min_size=6, max_size=16), reset=st.booleans())
 def besiege(tally: Tally, steps: list[tuple[str, ...]], reset: bool) -> None:
-    load.allow_descriptors(CLIENTS * 16 + 1000)
+    program.allow_descriptors(CLIENTS * 16 + 1000)
     tally.add("sieges")
     tally.add("siege steps", len(steps))
     with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as folder, contextlib.ExitStack() as stack:

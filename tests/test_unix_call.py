@@ -245,7 +245,7 @@ def without_privileges(path: Path) -> tuple[str, str, bool]:
 @contextlib.contextmanager
 def closed_to_others(path: Path) -> Iterator[None]:
     with peers.silent(path):
-        path.chmod(0o640)
+        path.chmod(0o440)
         yield
 
 
@@ -253,7 +253,7 @@ def closed_to_others(path: Path) -> Iterator[None]:
     ("peer", "expected"),
     [
         (peers.forbidden, "the socket belongs to uid {uid}, mode 0000"),
-        (closed_to_others, "the socket belongs to uid {uid}, mode 0640"),
+        (closed_to_others, "the socket belongs to uid {uid}, mode 0440"),
         (peers.forbidden_folder, "it may not enter the folder"),
     ],
 )

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-# 70 MB of packages are the budget. Pages of the index come on top: 0.3 MB of PyPI's for a look-up of grpcio, but 5 MB of a
-# mirror that does not compress them, six times.
+# 70 MB of packages are the budget. Pages of the index come on top: here 5 MB for each of six look-ups of grpcio, since its
+# mirror does not compress them.
 MOST_FETCHED_MB = 70 + 30
 USER = 1000
 CARRIED = (
