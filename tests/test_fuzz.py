@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from test_driver import GO_NAMES
 from test_exchange import FINE, MALFORMED, Answer, answer, healthz, read_answer
 from torture import Tally, assert_well_formed, effort
+from verdicts import field, message
 
 from livenessprobe import config, goflags, health
 from livenessprobe.config import Exit
@@ -223,24 +224,6 @@ def test_streams_of_clients(tally: Tally, probe_factory: ProbeFactory, socket_pa
 
 
 # ---- what a driver sends
-
-
-def field(name: bytes, value: bytes) -> bytes:
-    """A header field for no table, by section 6.2.2 of RFC 7541."""
-    return b"\0" + _sized(name) + _sized(value)
-
-
-def _sized(text: bytes) -> bytes:
-    """A text with its length in front: 7 bits, and where they do not suffice the rest in bytes of 7 bits."""
-    length, rest = bytes([min(len(text), 127)]), len(text) - 127
-    while rest >= 0:
-        length, rest = length + bytes([rest & 127 | (rest > 127) << 7]), (rest >> 7) or -1
-    return length + text
-
-
-def message(data: bytes) -> bytes:
-    """A gRPC message that is not compressed."""
-    return b"\0" + len(data).to_bytes(4, "big") + data
 
 
 # What a peer says at least that takes a call for a success: `00` is a way to write it.

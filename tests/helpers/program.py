@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
+import load
 import pytest
 
 if TYPE_CHECKING:
@@ -117,12 +118,11 @@ class Response(NamedTuple):
 
 def allow_descriptors(wanted: int) -> None:
     """Have the test itself open so many files; skip it if the system does not let us."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except ValueError:
-            pytest.skip(f"no more than {hard} files may be open here (ulimit -n), {wanted} are needed")
+    try:
+        load.allow_descriptors(wanted)
+    except ValueError:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        pytest.skip(f"no more than {most} files may be open here (ulimit -n), {wanted} are needed")
 
 
 class Probe:
