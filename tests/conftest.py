@@ -47,6 +47,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         this_run.end()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a fixture of their file go to the same worker; those that take long begin early."""
     for item in items:

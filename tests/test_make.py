@@ -51,6 +51,17 @@ def test_locks_hold_what_the_project_asks_for() -> None:
             assert all(map(requirement.specifier.contains, versions[requirement.name])), requirement
 
 
+@pytest.fixture(scope="module")
+def shared() -> None:
+    """What is made for all tests of this file that want it."""
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there are no workers: --numprocesses=2")
+def test_tests_that_share_a_fixture_run_on_one_worker(shared: None, request: pytest.FixtureRequest) -> None:
+    # This is how pytest-xdist marks them.
+    assert request.node.nodeid.endswith("@tests/test_make.py")
+
+
 def fake_python(folder: Path, body: str) -> Path:
     path = folder / "python"
     path.write_text(f"#!/bin/sh\n{body}\n")
