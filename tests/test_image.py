@@ -851,18 +851,10 @@ def test_syft_and_grype_find_what_they_read(built: Archive, architecture: str) -
     assert {f"pkg:pypi/{name}@{version}" for name, version in LOCKED.items()} <= set(locators)
 
 
-def test_two_builds_are_equal(
-    built: Archive, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SOURCE", built_images.SOURCE)
-    tag = f"livenessprobe-test:{os.getpid()}-again"
-    again = Archive(image.build(f"linux/{architecture}", tag, tmp_path, more_labels=[MARK]))
+def test_the_engine_has_the_layers_that_were_built(built: Archive) -> None:
+    [known] = json.loads(must("image", "inspect", built.tag))
 
-    assert built.config["rootfs"]["diff_ids"] == again.config["rootfs"]["diff_ids"]
-    assert built.config == again.config
-    engine = [json.loads(must("image", "inspect", each.tag))[0] for each in (built, again)]
-    assert engine[0]["Id"] == engine[1]["Id"]
-    assert engine[0]["RootFS"]["Layers"] == built.config["rootfs"]["diff_ids"]
+    assert known["RootFS"]["Layers"] == built.config["rootfs"]["diff_ids"]
 
 
 # ---- the other machine

@@ -330,7 +330,7 @@ CASES: dict[str, Case] = {
         ((peers.SETTINGS, Call(), ANSWER),), "OK", REPLY.decode(), "RFC 9113"
     ),
     "SETTINGS that must be acknowledged": Case(
-        ((peers.SETTINGS, Said(peers.SETTINGS_ACK), ANSWER),), "OK", REPLY.decode(), "RFC 9113, 6.5.3"
+        ((peers.SETTINGS, Call(), Said(peers.SETTINGS_ACK), ANSWER),), "OK", REPLY.decode(), "RFC 9113, 6.5.3"
     ),
     "a PING that must be answered": Case(
         answered(BEGIN + frame(PING, b"question"), Said(frame(PING, b"question", ACK)), BODY + END),
