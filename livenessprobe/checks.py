@@ -2,14 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from livenessprobe.health import Verdict, failed
 from livenessprobe.stopping import Stop
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(NamedTuple):
     """A check that has ended, as observers see it."""
 
     verdict: Verdict

@@ -6,8 +6,7 @@ Longer than other modules, since the table of flags takes a page of it.
 import enum
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from livenessprobe import address, goflags
 from livenessprobe.goflags import Flag, boolean, duration, string, unsigned
@@ -41,8 +40,7 @@ class ConfigError(Exception):
         self.flag, self.value, self.reason = flag, value, reason
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """Where to listen, and the flag that said so."""
 
     flag: str
@@ -53,8 +51,7 @@ class Endpoint:
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """All that the command line decides."""
 
     csi_address: str

@@ -8,11 +8,11 @@ import re
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, reduce
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
+from typing import NamedTuple
 
 LONGEST_HEAD = 16 * 1024  # bytes
 
@@ -28,8 +28,7 @@ _REQUEST_LINE_BEGUN = re.compile(rf"(?:{_TOKEN}(?: (?:{_TARGET}(?: {_VERSION_BEG
 _FIELD_LINE = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """What a route answers."""
 
     status: int

@@ -3,7 +3,7 @@
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from livenessprobe.quoting import cut, printable, quote
 
@@ -105,8 +105,7 @@ def unreplaced(text: str) -> str:
     return f"{found[0]} was not replaced: in a manifest, Kubernetes replaces $({found[2]}) alone"
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(NamedTuple):
     """One flag: its name without dashes, how its value is read, and what the usage says about it."""
 
     name: str

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from livenessprobe.quoting import cut
 
@@ -19,8 +19,7 @@ class Outcome(enum.Enum):
     UNREACHABLE = "unreachable"  # there was no connection to call over
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The result of one check."""
 
     outcome: Outcome
@@ -41,8 +40,7 @@ def failed(code: str, message: str) -> Verdict:
     return Verdict(Outcome.FAILED, code, cut(f"rpc error: code = {code} desc = {message}"))
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(NamedTuple):
     """How long a check may take, in seconds."""
 
     connect: float

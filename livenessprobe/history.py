@@ -1,6 +1,6 @@
 """The changes in a row of verdicts: what is worth a line in the log; pure, time is a parameter."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from livenessprobe.health import Outcome, Verdict
 
@@ -11,8 +11,7 @@ _MOST_TEXTS = 5
 _KEPT = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """Something in a row of verdicts that is worth a line in the log."""
 
     at: float
@@ -26,8 +25,7 @@ class Change:
     """Whether this only repeats what was said before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """The last verdict and how it came to that; one value, so that other threads never meet half of it."""
 
     verdict: Verdict

@@ -1,7 +1,6 @@
 """What a unary gRPC call is, to those who make one and those who ask for one: values, and the words of Go's gRPC."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 # By number, https://grpc.io/docs/guides/status-codes; named as Go names them.
 _CODE_NAMES = (
@@ -15,8 +14,7 @@ def code_name(number: int) -> str:
     return _CODE_NAMES[number] if 0 <= number < len(_CODE_NAMES) else f"Code({number})"
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """How a call ended."""
 
     code: str

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from livenessprobe.history import Seen
 from livenessprobe.quoting import printable
@@ -10,8 +10,7 @@ from livenessprobe.quoting import printable
 _WARNING = "Warning: this page is for people; what it shows, and how, may change in any release."
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(NamedTuple):
     """What does not change while it runs."""
 
     started: float

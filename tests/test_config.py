@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -104,7 +103,7 @@ def test_flags_are_written_as_go_does() -> None:
 
 
 def test_a_config_is_frozen() -> None:
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         parse([]).once = True  # type: ignore[misc]
 
 
@@ -476,7 +475,7 @@ def test_flag_errors(argument: str, said: str) -> None:
     ],
 )
 def test_accepted_without_effect_and_without_a_word(argument: str) -> None:
-    assert replace(parse([argument]), flags=()) == replace(parse([]), flags=())
+    assert parse([argument])._replace(flags=()) == parse([])._replace(flags=())
     name = argument[2:].partition("=")[0]
     assert ["without effect" in flag.usage for flag in config.FLAGS if flag.name == name] == [True]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,7 +51,7 @@ def test_a_failure_keeps_its_code_as_the_reason_and_at_most_4_kib_of_its_message
 
 
 def test_values_are_frozen() -> None:
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         HEALTHY.text = "no"  # type: ignore[misc]
 
 

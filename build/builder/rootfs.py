@@ -67,8 +67,7 @@ class Root:
             copy(self.payload.parent / CORES, layer / PAYLOAD / CORES)
             self.add_libraries(file)
         elif file.suffix == ".py":
-            # A dataclass without a docstring composes one, and loads more for that than all our docstrings take.
-            compile_module(file, layer / f"{path}c", f"/{path}", 1 if layer is self.program else 2)
+            compile_module(file, layer / f"{path}c", f"/{path}")
         else:
             copy(file, layer / path)
             self.add_libraries(file)
@@ -147,7 +146,7 @@ class Root:
         for path, text in contents.FILES.items():
             write(self.base / path, text)
         main = Path(__file__).with_name("image_start.py")
-        compile_module(main, self.program / PAYLOAD / "image_start.pyc", f"/{PAYLOAD}/{main.name}", 2)
+        compile_module(main, self.program / PAYLOAD / "image_start.pyc", f"/{PAYLOAD}/{main.name}")
         start = self.program / "livenessprobe"
         write(start, contents.START)
         start.chmod(0o755)
@@ -160,14 +159,11 @@ def files_below(folder: Path) -> Iterable[str]:
             yield str(path.relative_to(folder))
 
 
-def compile_module(source: Path, target: Path, name: str, level: int) -> None:
-    """Compile a module so that it is never checked against its source, which will not be there.
-
-    At level 1 docstrings stay: a dataclass without one would compose one, which takes more modules. At level 2 they go.
-    """
+def compile_module(source: Path, target: Path, name: str) -> None:
+    """Compile a module, without docstrings, so that it is never checked against its source, which will not be there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    py_compile.compile(str(source), str(target), name, True, level, unchecked)
+    py_compile.compile(str(source), str(target), name, True, 2, unchecked)
     target.chmod(0o644)
 
 

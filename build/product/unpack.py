@@ -145,9 +145,7 @@ def modules_file(archive: str, wanted: str) -> bytes:
             if group(module) == wanted:
                 source = file.read(name) if name else b""
                 start = code.tell()
-                # Without docstrings, but for ours: a dataclass that has none loads a module to compose one.
-                level = 0 if module.startswith("livenessprobe") else 2
-                code.write(marshal.dumps(compile(source, name, "exec", 0, True, level)))
+                code.write(marshal.dumps(compile(source, name, "exec", 0, True, 2)))  # without docstrings
                 places[module] = start, code.tell() - start
         first = b""
         index: dict[str, object] = {"modules": places}
