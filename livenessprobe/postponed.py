@@ -16,9 +16,8 @@ UNUSED: Mapping[str, Mapping[str, object]] = {
     "fnmatch": {},
     "string": {"Formatter": object, "Template": None},
     "traceback": {},
-    # dataclasses
-    "inspect": {"get_annotations": lambda of: of.__dict__.get("__annotations__", {})},  # noqa: RUF063 - as it does
     # http.server
+    "copy": {},
     "datetime": {},
     "email.utils": {},
     "html": {},
@@ -28,13 +27,16 @@ UNUSED: Mapping[str, Mapping[str, object]] = {
     # Also prometheus_client, for what serves and pushes there.
     "urllib.parse": dict.fromkeys(("parse_qs", "quote_plus", "urlparse")),
     # protobuf
+    "google.protobuf.descriptor_database": {},
     "google.protobuf.internal.python_message": {},
     "google.protobuf.internal.well_known_types": {"WKTBASES": {}},
+    "google.protobuf.text_encoding": {},
     "google.protobuf.text_format": {},
     "pickle": {},
     # grpc: its second half, which wants TLS as well, of which the image has nothing
     "asyncio": {},
     "grpc.aio": {},
+    "inspect": {},
     # prometheus_client, which can also push, serve and compress
     "base64": {},
     "gzip": {},

@@ -27,8 +27,8 @@ GRPC_CORE, PROTOBUF_CORE = "grpc._cython.cygrpc", "google._upb._message"
 # What every start reads, of packages of which it reads no more.
 FIRST = re.compile(
     r"(livenessprobe|hpack)(\.|$)|grpc\._grpcio_metadata$|google(\._upb|\.protobuf(\.internal|\.pyext)?)?$"
-    r"|google\.protobuf\.(descriptor|descriptor_database|descriptor_pool|message|message_factory|reflection"
-    r"|runtime_version|symbol_database|text_encoding|wrappers_pb2|pyext\.cpp_message)$"
+    r"|google\.protobuf\.(descriptor|descriptor_pool|message|message_factory|reflection|runtime_version"
+    r"|symbol_database|wrappers_pb2|pyext\.cpp_message)$"
     r"|google\.protobuf\.internal\.(api_implementation|builder|enum_type_wrapper|python_edition_defaults)$"
 )
 CHUNK_BYTES = 1 << 18
