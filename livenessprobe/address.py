@@ -3,15 +3,15 @@
 import re
 
 _LONGEST_SOCKET_PATH = 107  # bytes: sun_path of unix(7), less its final NUL
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-# A scheme in capitals is the same one: Go reads a target as a URL.
-_SCHEME = re.compile(r"(?:dns|ipv4|ipv6|passthrough|unix|unix-abstract|vsock):", re.IGNORECASE)
+# Not compiled before one is needed, which takes time.
+_CONTROL = r"[\x00-\x1f\x7f-\x9f]"
 # Go dials the rest as it stands; gRPC's C core has no such scheme.
-_PASSTHROUGH = re.compile(r"passthrough:(?://[^/]*/)?(unix:)?(.*)", re.DOTALL)
+_PASSTHROUGH = r"passthrough:(?://[^/]*/)?(unix:)?((?s:.*))"
 # The targets of gRPC's C core that can be a driver's, https://grpc.github.io/grpc/core/md_doc_naming.html; without a
 # scheme it takes them for dns.
 _HOST_PORT = r"(?:[^:/]+|\[[^]/]+\]):[0-9]+"
-_TARGET = re.compile(rf"(?:dns|ipv4|ipv6|unix-abstract|vsock):.+|{_HOST_PORT}")
+_TARGET = rf"(?:dns|ipv4|ipv6|unix-abstract|vsock):.+|{_HOST_PORT}"
+_SCHEMES = ("dns", "ipv4", "ipv6", "passthrough", "unix", "unix-abstract", "vsock")
 _PORTLESS = ("unix-abstract:", "vsock:")
 
 
@@ -21,8 +21,10 @@ def read(text: str) -> tuple[str, str | None]:
     Raises ValueError with the reason if nothing can be called there.
     """
     _refuse_damage(text)
-    target = _SCHEME.sub(lambda scheme: scheme[0].lower(), text, count=1) if _SCHEME.match(text) else text
-    if passed := _PASSTHROUGH.fullmatch(target):
+    scheme, colon, rest = text.partition(":")
+    # A scheme in capitals is the same one: Go reads a target as a URL.
+    target = scheme.lower() + colon + rest if scheme.lower() in _SCHEMES else text
+    if passed := target.startswith("passthrough:") and re.fullmatch(_PASSTHROUGH, target):
         if not passed[1] and not re.fullmatch(_HOST_PORT, passed[2]):
             raise ValueError("nothing to pass through: write passthrough:///host:port")
         target = (passed[1] or "dns:///") + passed[2]
@@ -37,7 +39,7 @@ def read(text: str) -> tuple[str, str | None]:
         raise ValueError(
             "not an absolute path: write /path, unix:///path, or a gRPC target such as dns:///host:port"
         )
-    if not (_TARGET.fullmatch(target) and target.isprintable()):
+    if not (re.fullmatch(_TARGET, target) and target.isprintable()):
         raise ValueError("neither a path nor a gRPC target: write /path, unix:///path, or dns:///host:port")
     # gRPC would take a larger port modulo 65536, and so take somebody else for the driver.
     port = None if target.startswith(_PORTLESS) else re.search(r":([0-9]+)$", target)
@@ -48,7 +50,7 @@ def read(text: str) -> tuple[str, str | None]:
 
 def _refuse_damage(text: str) -> None:
     """Refuse what a manifest's quoting or folding has made of an address: no driver's socket has such a name."""
-    if _CONTROL.search(text):
+    if re.search(_CONTROL, text):
         raise ValueError("has a control character in it, such as an end of line")
     if text != text.strip():
         raise ValueError("has blanks around it")

@@ -23,7 +23,8 @@ _TARGET = r"[^\x00-\x20\x7f]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ({_TARGET}) HTTP/1\.[0-9]")
 _VERSION_PIECES = (*"HTTP/1", r"\.", "[0-9]", r"\r")
 _VERSION_BEGUN = reduce(lambda rest, piece: f"(?:{piece}{rest})?", reversed(_VERSION_PIECES), "")
-_REQUEST_LINE_BEGUN = re.compile(rf"(?:{_TOKEN}(?: (?:{_TARGET}(?: {_VERSION_BEGUN})?)?)?)?")
+# Not compiled before a request comes in pieces: that takes time.
+_REQUEST_LINE_BEGUN = rf"(?:{_TOKEN}(?: (?:{_TARGET}(?: {_VERSION_BEGUN})?)?)?)?"
 # Blanks around the value are part of it: an optional part before it would take quadratic time to refuse a line.
 _FIELD_LINE = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 
@@ -161,7 +162,7 @@ def _begins_request(text: str) -> bool:
     line, complete, _ = text.partition("\n")
     if complete:
         return _REQUEST_LINE.fullmatch(line.removesuffix("\r")) is not None
-    return _REQUEST_LINE_BEGUN.fullmatch(line) is not None
+    return re.fullmatch(_REQUEST_LINE_BEGUN, line) is not None
 
 
 @lru_cache(maxsize=8)

@@ -15,7 +15,7 @@ _NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "
     "h": 3600 * 10**9,
 }
 _DECIMALS = 18  # of a number in a duration; more than a nanosecond needs even where the unit is the hour
-_UNREPLACED = re.compile(r"\$(?:\(([\w.-]+)\)|\{([\w.-]+)\})")
+_UNREPLACED = r"\$(?:\(([\w.-]+)\)|\{([\w.-]+)\})"
 _BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
     **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
@@ -57,9 +57,11 @@ def duration(text: str) -> float:
     number = text[1:] if text[:1] in ("+", "-") else text
     if number == "0":
         return 0.0
-    if re.fullmatch(_NUMBER, number):
-        raise ValueError(f"missing unit in duration: write {text}s for seconds, {text}ms for milliseconds")
     if not re.fullmatch(f"(?:{_PART})+", number):
+        if re.fullmatch(_NUMBER, number):
+            raise ValueError(
+                f"missing unit in duration: write {text}s for seconds, {text}ms for milliseconds"
+            )
         raise ValueError("not a duration: write a number with a unit, as in 300ms, 3s, 1m30s")
     negative = text.startswith("-")
     nanoseconds = sum(_scaled(*part) for part in re.findall(_PART, number)) // 10**_DECIMALS
@@ -97,7 +99,7 @@ def _scaled(number: str, unit: str) -> int:
 
 def unreplaced(text: str) -> str:
     """Say what is wrong with a value in which a variable should have been replaced and wasn't; empty if all is well."""
-    found = _UNREPLACED.search(text)
+    found = re.search(_UNREPLACED, text) if "$" in text else None
     if found is None:
         return ""
     if found[1]:
