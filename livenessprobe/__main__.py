@@ -1,5 +1,6 @@
 """The process: its signals and descriptors at the start, its end; nothing else in the package exits."""
 
+import gc
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ _OF_LIBRARIES = ("GRPC_", "PROMETHEUS_", "PROTOCOL_BUFFERS_", "TEMPORARILY_DISAB
 
 def main() -> NoReturn:
     """Run the program on sys.argv and end the process with its exit code."""
+    gc.disable()  # until all is loaded: little of that is garbage, and to look through it takes a fifteenth of the start
     # Until there are handlers: as PID 1, a signal with the default action would be lost, and elsewhere it would kill.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     # For good: in the background of a terminal (`stty tostop`) a line of the log would stop the process.

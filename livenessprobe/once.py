@@ -3,6 +3,7 @@
 The check runs on the main thread, where a signal ends it; another thread says now and then what it is waiting for.
 """
 
+import gc
 import os
 import signal
 import time
@@ -47,6 +48,8 @@ def _check(config: Config) -> Verdict:
     call = way_to(config.csi_address, config.socket_path)
     driver = Driver(config.csi_address, config.socket_path, call)
     patience = health.one_shot(config.connection_timeout, config.probe_timeout)
+    gc.freeze()  # what is loaded stays
+    gc.enable()
     progress, done = Progress(time.monotonic), Stop()
 
     def attempt(deadline: float) -> Verdict:

@@ -5,6 +5,7 @@ loaded after binding and before they start, since that takes time; whoever asks 
 Where the system grants none, this one checks between its turns, and the driver's name is not learnt.
 """
 
+import gc
 import logging
 import signal
 import socket
@@ -143,6 +144,8 @@ def _load_work(
 
     def learn(name: str) -> None:
         names.append(name)
+    gc.freeze()  # what is loaded stays
+    gc.enable()
         metrics().driver_name = name
 
     observers = [partial(_log_changes, history, stop)]
