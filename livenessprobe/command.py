@@ -48,6 +48,14 @@ def _run(given: config.Given) -> Exit:
         from livenessprobe.once import once
 
         return once(settings)
+    from livenessprobe.listening import listen
+    from livenessprobe.resolving import Interrupted
+
+    try:
+        listeners = listen(settings)
+    except Interrupted:
+        _logger.info("Stopping")
+        return Exit.OK
     from livenessprobe.serve import serve
 
-    return serve(settings)
+    return serve(settings, listeners)

@@ -1,30 +1,28 @@
-"""The server, from listening to its end: serve(config) returns an exit code. Decisions are health's, effects are here.
+"""The server, to its end: serve() returns an exit code. Decisions are health's, effects are here.
 
 Three threads are all it ever needs: this one serves HTTP, one checks, one learns the driver's name. What they use is
-loaded after binding and before they start, since that takes time; whoever asks meanwhile waits in the listener's queue.
+loaded before they start, since that takes time; whoever asks meanwhile waits in the listener's queue.
 Where the system grants none, this one checks between its turns, and the driver's name is not learnt.
 """
 
 import gc
 import logging
 import signal
-import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from livenessprobe import health, limits, threads
 from livenessprobe.checks import Checked, Checks
-from livenessprobe.config import Config, ConfigError, Endpoint, Exit
+from livenessprobe.config import Config, ConfigError, Exit
 from livenessprobe.driver_name import Naming
 from livenessprobe.exchange import Route
 from livenessprobe.health import Outcome, Verdict
 from livenessprobe.history import Change, History
 from livenessprobe.listening import Listener
-from livenessprobe.resolving import Interrupted
 from livenessprobe.routes import health_routes, metrics_route, status_routes
 from livenessprobe.stopping import Stop
 from livenessprobe.web import Server
@@ -40,8 +38,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _logger = logging.getLogger(__name__)
 
 
-def serve(config: Config) -> Exit:
-    """Serve health (and metrics) until SIGTERM or SIGINT; raises ConfigError if it cannot listen."""
+def serve(config: Config, listeners: Sequence[Listener]) -> Exit:
+    """Serve health (and metrics) until SIGTERM or SIGINT; raises ConfigError if it cannot."""
     stop, problems = Stop(), list[str]()
     checks = Checks(stop, time.monotonic)
     metrics = cache(partial(_load_metrics, config.probe_timeout))
@@ -53,18 +51,18 @@ def serve(config: Config) -> Exit:
         for_health |= status_routes(
             config.csi_address, config.flags, (*for_health, "/statusz", "/flagz", *others), history, names
         )
+    _offer(listeners, config, for_health, for_metrics)
     try:
-        server = Server(*_listen(config, for_health, for_metrics))
-    except Interrupted:
-        _logger.info("Stopping")
-        return Exit.OK
+        server = Server(*listeners)
     except OSError as error:
         reason = f"cannot serve: {str(error.strerror).lower()}"
         raise ConfigError(config.health.flag, config.health.value, reason) from None
     with _stopped_by_signals(server):
         between: Callable[[], None] = _nothing
         try:
-            check, check_once, learn_name = _load_work(config, checks, metrics, stop, history, names)
+            check, check_once, learn_name = _load_work(
+                config, listeners[0].since, checks, metrics, stop, history, names
+            )
             if not _started("checks", partial(run_or_end, check, problems, server.stop)):
                 between = check_once
                 # Also from within a check, which then ends at once.
@@ -84,31 +82,20 @@ def serve(config: Config) -> Exit:
     return Exit.CONFIGURATION if problems else Exit.OK
 
 
-def _listen(
-    config: Config, for_health: Mapping[str, Route], for_metrics: Mapping[str, Route]
-) -> list[Listener]:
-    """Bind every address; raises ConfigError that names the flag."""
+def _offer(
+    listeners: Sequence[Listener],
+    config: Config,
+    for_health: Mapping[str, Route],
+    for_metrics: Mapping[str, Route],
+) -> None:
+    """Give each listener its routes."""
     if config.metrics == config.health:
-        listeners = [_listener(config.health, {**for_health, **for_metrics})]
+        listeners[0].routes = {**for_health, **for_metrics}
     else:
-        listeners = [_listener(config.health, for_health)]
-        if config.metrics is not None:
-            listeners.append(_listener(config.metrics, for_metrics))
+        for listener, routes in zip(listeners, (for_health, for_metrics), strict=False):
+            listener.routes = routes
     for listener in listeners:
         _logger.info("Serving", {"address": listener.address, "paths": " ".join(listener.routes)})
-    return listeners
-
-
-def _listener(endpoint: Endpoint, routes: Mapping[str, Route]) -> Listener:
-    try:
-        return Listener(endpoint.host, endpoint.port, routes)
-    except socket.gaierror as error:
-        raise ConfigError(
-            endpoint.flag, endpoint.value, f"cannot resolve the host: {str(error.strerror).lower()}"
-        ) from None
-    except (OSError, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise ConfigError(endpoint.flag, endpoint.value, f"cannot listen: {reason}") from None
 
 
 @contextmanager
@@ -132,6 +119,7 @@ def _on_signals(*stops: Callable[[], None]) -> None:
 
 def _load_work(
     config: Config,
+    bound: float,
     checks: Checks,
     metrics: "Callable[[], Metrics]",
     stop: Stop,
@@ -139,13 +127,10 @@ def _load_work(
     names: deque[str],
 ) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
     """Load what talks to the driver and counts; return how to check whenever asked, and once, and how to learn the name."""
-    bound = time.monotonic()
     from livenessprobe.driver import Driver, way_to
 
     def learn(name: str) -> None:
         names.append(name)
-    gc.freeze()  # what is loaded stays
-    gc.enable()
         metrics().driver_name = name
 
     observers = [partial(_log_changes, history, stop)]
@@ -159,6 +144,8 @@ def _load_work(
         observers.append(partial(_count, metrics()))
     observers.append(partial(_hear_of_driver, naming))
     patience = health.served(config.connection_timeout, config.probe_timeout)
+    gc.freeze()  # what is loaded stays
+    gc.enable()
     loaded = time.monotonic()
     waited_since = [bound]
 

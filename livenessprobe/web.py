@@ -95,7 +95,7 @@ class Server:
         between()
         self._pause_accepting(float("inf"))
         for listener in self._listeners:
-            listener.server_close()
+            listener.close()
         for connection in [*self._reading]:
             self._drop(connection)
 

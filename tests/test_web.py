@@ -44,7 +44,7 @@ class Serving:
 
     def __init__(self, server: Server, *listeners: Listener) -> None:
         self.server = server
-        self.ports = [listener.server_address[1] for listener in listeners]
+        self.ports = [listener.port for listener in listeners]
         self.drain_seconds = 0.0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -438,7 +438,10 @@ def test_connections_that_stay_after_their_answer_count_too() -> None:
 
 def test_an_evicted_connection_is_asked_in_vain() -> None:
     """As happens where one event of a turn evicts the connection of the next."""
-    with Listener("127.0.0.1", 0, {}) as listener, socket.create_connection(listener.server_address[:2]):  # type: ignore[arg-type]
+    with (
+        contextlib.closing(Listener("127.0.0.1", 0, {})) as listener,
+        socket.create_connection(("127.0.0.1", listener.port)),
+    ):
         listener.socket.setblocking(True)
         connection = Connection(listener.socket.accept()[0], {}, 0.0)
         connection.client.close()
@@ -657,7 +660,7 @@ def test_out_of_memory_with_nobody_to_evict_ends_the_server() -> None:
     memory = Memory()
     listener = Listener("127.0.0.1", 0, {})
     server = Server(listener, clock=memory)
-    with listener, socket.create_connection(("127.0.0.1", listener.server_address[1]), PATIENCE):
+    with contextlib.closing(listener), socket.create_connection(("127.0.0.1", listener.port), PATIENCE):
         memory.short_in = "_accept"
         with pytest.raises(MemoryError):
             server.run()
@@ -708,7 +711,7 @@ def reachable(listener: Listener) -> dict[str, bool]:
     found = {}
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         with socket.socket(family) as client:
-            found[host] = client.connect_ex((host, listener.server_address[1])) == 0
+            found[host] = client.connect_ex((host, listener.port)) == 0
     return found
 
 
@@ -728,15 +731,15 @@ needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="IPv6 is
     ],
 )
 def test_addresses(host: str, shown: str, both: dict[str, bool]) -> None:
-    with Listener(host, 0, {}) as listener:
-        assert listener.address == f"{shown}:{listener.server_address[1]}"
+    with contextlib.closing(Listener(host, 0, {})) as listener:
+        assert listener.address == f"{shown}:{listener.port}"
         assert reachable(listener) == both
 
 
 def test_the_port_asked_for() -> None:
     port = program.free_port()
-    with Listener("127.0.0.1", port, {}) as listener:
-        assert listener.server_address[1] == port
+    with contextlib.closing(Listener("127.0.0.1", port, {})) as listener:
+        assert listener.port == port
         for host in ("127.0.0.1", ""):
             with pytest.raises(OSError, match="in use") as caught:
                 Listener(host, port, {})
@@ -746,7 +749,7 @@ def test_the_port_asked_for() -> None:
 def test_a_port_is_free_again_at_once() -> None:
     with serving({"/healthz": ok}) as running:
         assert running.get() == 200
-    Listener("127.0.0.1", running.ports[0], {}).server_close()
+    Listener("127.0.0.1", running.ports[0], {}).close()
 
 
 @pytest.mark.parametrize(
