@@ -1,4 +1,4 @@
-"""The process: its signals and descriptors at the start, its end; nothing else in the package exits."""
+"""The process: its signals and descriptors at the start, and its end; nothing else in the package exits."""
 
 import gc
 import os
@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import NoReturn
 
-# What the libraries inside would read: their own switches, and what Kubernetes says about services with such names.
+# What the bundled libraries would read: their own switches, and what Kubernetes sets for services with such names.
 _OF_LIBRARIES = ("GRPC_", "PROMETHEUS_", "PROTOCOL_BUFFERS_", "TEMPORARILY_DISABLE_PROTOBUF_")
 
 
@@ -15,7 +15,7 @@ def main() -> NoReturn:
     gc.disable()  # until all is loaded: little of that is garbage, and to look through it takes a fifteenth of the start
     # Until there are handlers: as PID 1, a signal with the default action would be lost, and elsewhere it would kill.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    # For good: in the background of a terminal (`stty tostop`) a line of the log would stop the process.
+    # For good: in the background of a terminal (`stty tostop`), writing a line to the log would stop the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
     _open_standard_descriptors()
     _forget_environment()
@@ -40,7 +40,7 @@ def _open_standard_descriptors() -> None:
 
 
 def _forget_environment() -> None:
-    """Give none of the libraries' variables a say in verdicts, metrics, logs, or whether the program runs."""
+    """Keep the libraries' variables from changing verdicts, metrics or logs, and from ending the program."""
     for name in list(os.environ):
         if name.upper().startswith(_OF_LIBRARIES):
             del os.environ[name]

@@ -16,7 +16,7 @@ _PORTLESS = ("unix-abstract:", "vsock:")
 
 
 def read(text: str) -> tuple[str, str | None]:
-    """Return the address to call, and the path of its unix socket, None for another target.
+    """Return the address to call, and the path of its unix socket (None for another target).
 
     Raises ValueError with the reason if nothing can be called there.
     """
@@ -30,7 +30,7 @@ def read(text: str) -> tuple[str, str | None]:
         target = (passed[1] or "dns:///") + passed[2]
     path = target.removeprefix("unix://") if target.startswith("unix://") else target.removeprefix("unix:")
     if path.startswith("/"):
-        path = "/" + path.lstrip("/")  # gRPC takes what follows two slashes for a host
+        path = "/" + path.lstrip("/")  # gRPC would read a host after two slashes
         size = len(path.encode(errors="surrogateescape"))
         if size > _LONGEST_SOCKET_PATH:
             raise ValueError(f"the path has {size} bytes, a unix socket's at most {_LONGEST_SOCKET_PATH}")
@@ -41,7 +41,7 @@ def read(text: str) -> tuple[str, str | None]:
         )
     if not (re.fullmatch(_TARGET, target) and target.isprintable()):
         raise ValueError("neither a path nor a gRPC target: write /path, unix:///path, or dns:///host:port")
-    # gRPC would take a larger port modulo 65536, and so take somebody else for the driver.
+    # gRPC would take a larger port modulo 65536, and so call whoever listens there.
     port = None if target.startswith(_PORTLESS) else re.search(r":([0-9]+)$", target)
     if port and not (len(port[1]) <= 5 and 0 < int(port[1]) <= 65535):
         raise ValueError("bad port: write a number from 1 to 65535")
@@ -53,6 +53,6 @@ def _refuse_damage(text: str) -> None:
     if re.search(_CONTROL, text):
         raise ValueError("has a control character in it, such as an end of line")
     if text != text.strip():
-        raise ValueError("has blanks around it")
+        raise ValueError("has spaces around it")
     if " --" in text:
         raise ValueError("has a second flag in it: make each flag an item of its own")

@@ -46,7 +46,7 @@ class Checks:
     def run(self, check: Callable[[float], Verdict], *observers: Callable[[Checked], None]) -> None:
         """Check whenever asked, until the program stops.
 
-        check gets the moment, by the clock, when the first of the requests it is for arrived.
+        check gets the moment, by the clock, when the first of its requests arrived.
         """
         with self._stop.interrupting(self._wake):
             while True:
@@ -57,7 +57,7 @@ class Checks:
                 self.run_once(check, *observers)
 
     def run_once(self, check: Callable[[float], Verdict], *observers: Callable[[Checked], None]) -> None:
-        """Check if somebody waits for it; for where no thread is to be had for run()."""
+        """Check if anybody waits for it; used if the system grants no thread for run()."""
         with self._changed:
             if not self._waiting:
                 return
@@ -69,7 +69,7 @@ class Checks:
         # From here on the check has ended: whoever asks now waits for the next one.
         with self._changed:
             answers, self._waiting = self._waiting, []
-        try:  # first, so that whoever gets the answer finds it counted
+        try:  # before the answers, so that whoever gets one finds it counted
             for observe in observers:
                 observe(Checked(verdict, len(answers), asked))
         finally:

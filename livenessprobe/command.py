@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> Exit:
         write_out(1, config.usage())
         return Exit.OK
     except goflags.FlagError as error:
-        # One line: kubectl describe shows the end of what a container said, and that should be the reason.
+        # One line: kubectl describe shows the end of a container's output, and that should be the reason.
         write_out(2, f"livenessprobe: {error}; -h lists all flags")
         return Exit.FLAGS
     log.setup(*config.log_settings(given))

@@ -1,6 +1,6 @@
 """Our flags and the rules between them: a command line becomes a frozen Config, or an error that names the flag.
 
-Longer than other modules, since the table of flags takes a page of it.
+Longer than other modules because of the table of flags.
 """
 
 import enum
@@ -18,7 +18,7 @@ _HEALTH_PATHS = ("/healthz", "/livez", "/readyz")
 _STATUS_PATHS = ("/statusz", "/flagz")
 
 Given = Mapping[str, Any]
-"""The values of the flags that the command line has."""
+"""The values of the flags on the command line."""
 
 
 class Exit(enum.IntEnum):
@@ -33,7 +33,7 @@ class Exit(enum.IntEnum):
 
 
 class ConfigError(Exception):
-    """A flag's value, or two flags together, that cannot be served."""
+    """A flag's value, or two flags together, that cannot work."""
 
     def __init__(self, flag: str, value: str, reason: str) -> None:
         super().__init__(f"-{flag}={value}: {reason}")
@@ -55,7 +55,7 @@ class Config(NamedTuple):
     """All that the command line decides."""
 
     csi_address: str
-    """As the user wrote it, but a gRPC target as the C core wants it."""
+    """As the user wrote it; a gRPC target as the C core wants it."""
     socket_path: str | None
     """The driver's unix socket; None if csi_address is another gRPC target."""
     connection_timeout: float
@@ -64,7 +64,7 @@ class Config(NamedTuple):
     """Seconds."""
     health: Endpoint
     metrics: Endpoint | None
-    """Equal to health if one server has both; None if metrics are not served."""
+    """Equal to health if one server serves both; None if metrics are not served."""
     metrics_path: str
     statusz: bool
     """Whether /statusz and /flagz are served."""
@@ -144,7 +144,7 @@ FLAGS = EFFECTIVE + WITHOUT_EFFECT + OF_OLDER_RELEASES
 
 def usage() -> str:
     """Describe the program and its flags for people."""
-    import textwrap  # only for them
+    import textwrap  # needed only here
 
     ignored = "Accepted without effect, so that manifests written for other releases keep working: "
     ignored += ", ".join(f"-{flag.name}" for flag in WITHOUT_EFFECT + OF_OLDER_RELEASES) + "."
@@ -153,7 +153,7 @@ def usage() -> str:
 
 
 _INTRODUCTION = """\
-livenessprobe answers /healthz with what the CSI driver says to the call Probe.
+livenessprobe answers /healthz by calling the CSI driver's Probe.
 
 Examples:
   livenessprobe --csi-address=/csi/csi.sock
@@ -174,9 +174,9 @@ def parse(arguments: Sequence[str]) -> Config:
 
 
 def log_settings(given: Given) -> tuple[int, tuple[tuple[str, int], ...], bool]:
-    """Return verbosity, vmodule, and whether the log is JSON: known before it is clear whether all values can work.
+    """Return verbosity, vmodule, and whether the log is JSON; it is needed before the other values are judged.
 
-    Vmodule is pairs of a file name's pattern, without .py, and a verbosity.
+    Vmodule is pairs: a pattern for file names, without .py, and a verbosity.
     """
     return given.get("v", 0), given.get("vmodule", ()), given.get("logging-format") == "json"
 
@@ -256,7 +256,7 @@ def _endpoints(values: Mapping[str, Any], given: Given) -> tuple[Endpoint, Endpo
         # Upstream lets the default port pass here, so manifests in the field have it beside http-endpoint.
         if port != "9808":
             raise ConfigError(
-                "health-port", port, "excluded by http-endpoint, which says the port: give one of the two"
+                "health-port", port, "excluded by http-endpoint, which has the port: give one of the two"
             )
         both = _endpoint("http-endpoint", values["http-endpoint"])
         return both, both
@@ -272,7 +272,7 @@ def _check_metrics_path(path: str, taken: Collection[str]) -> None:
     if not path.startswith("/"):
         raise ConfigError("metrics-path", path, "must begin with a slash, as in /metrics")
     if not path.isprintable() or set(path) & set(" ?#%"):
-        raise ConfigError("metrics-path", path, "no request has such a path: leave out blanks, ?, # and %")
+        raise ConfigError("metrics-path", path, "no request has such a path: leave out spaces, ?, # and %")
     if path in taken:
         raise ConfigError("metrics-path", path, "this path serves health: choose another, as in /metrics")
 

@@ -58,7 +58,7 @@ class Connection:
         """Return how many bytes of the answer the kernel keeps, as the client has not acknowledged them."""
         with suppress(OSError, ValueError):
             return int.from_bytes(fcntl.ioctl(self.client, _SIOCOUTQ, bytes(4)), sys.byteorder)
-        return 0  # it does not say, or the connection was evicted by an event just before
+        return 0  # the kernel does not say, or an event just before evicted the connection
 
     def forget_answer(self) -> None:
         """Have the kernel drop what it keeps of the answer once the connection is closed."""

@@ -1,4 +1,4 @@
-"""The CSI driver: its Identity service over a way to call it. The only importer of protobuf and of the generated messages.
+"""The CSI driver's Identity service, whichever way it is called. The only importer of protobuf and of the generated messages.
 
 Here, whatever `call` says becomes a verdict or a name; how to make a call is up to unix_call and grpc_call.
 """
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 
 def way_to(address: str, socket_path: str | None) -> Call:
-    """Give the way to call what is at an address: a unix socket, or (where that is None) another gRPC target.
+    """Return how to call an address: a unix socket or, if that is None, another gRPC target.
 
     Only what the address needs is loaded.
     """
@@ -89,7 +89,7 @@ class Driver:
         return name, ""
 
     def identity(self) -> tuple[object, ...]:
-        """Return a value that differs once another driver may be behind the address: a new socket, or after an outage."""
+        """Return a value that changes when another driver may be behind the address: at a new socket, or after an outage."""
         try:
             status = os.stat(self._path) if self._path else None
         except OSError:
@@ -115,7 +115,7 @@ class Driver:
         return health.NOT_READY if ready.HasField("ready") and not ready.ready.value else health.HEALTHY
 
     def _call(self, method: str, request: bytes, deadline: float) -> Reply:
-        """Call; log and observe what came of it."""
+        """Call; log and observe the outcome."""
         start = time.monotonic()
         _logger.log(
             _CALLS, "Calling the CSI driver", {"method": method, "timeout": f"{deadline - start:.3f}s"}

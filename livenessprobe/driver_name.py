@@ -8,7 +8,7 @@ from typing import Protocol
 
 from livenessprobe.stopping import Stop
 
-MOST_PROBLEMS = 5  # that are said one after the other: with some drivers they vary with each call
+MOST_PROBLEMS = 5  # logged in a row: with some drivers they vary with each call
 DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds between attempts; the last one from then on
 
 _logger = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ class Naming:
         learnt: Callable[[str], None],
         delays: Sequence[float] = DELAYS,
     ) -> None:
-        """Take the seconds one attempt may take, and who is told a name that is new."""
+        """Take how many seconds one attempt may last, and who is told of a new name."""
         self._driver, self._timeout, self._learnt, self._delays = driver, timeout, learnt, delays
         self._ask = threading.Event()
         self._asked: object = None
 
     def reached(self) -> None:
-        """Hear that a check reached the driver: if it may be another one, it is asked for its name without delay."""
+        """Note that a check reached the driver: if it may be another one, ask for its name at once."""
         if self._driver.identity() != self._asked:
             self._ask.set()
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from livenessprobe.quoting import cut, printable, quote
 
-# Unambiguous, so that a long argument takes time in proportion to its length.
+# Unambiguous, so that matching takes time in proportion to the argument's length.
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _PART = rf"({_NUMBER})([^0-9.]+)"
 _NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9} | {
@@ -43,9 +43,9 @@ def boolean(text: str) -> bool:
 
 
 def unsigned(text: str) -> int:
-    """Read a whole number of at most 64 bits that is not negative; raises ValueError for anything else."""
+    """Read a whole number from 0 to 2**64 - 1; raises ValueError for anything else."""
     if not re.fullmatch(r"\+?[0-9]{1,20}", text) or int(text) >= 2**64:
-        raise ValueError("not a whole number from 0 on")
+        raise ValueError("not a whole number: write 0 or more")
     return int(text)
 
 
@@ -93,7 +93,7 @@ def _scaled(number: str, unit: str) -> int:
     if unit not in _NANOSECONDS:
         raise ValueError(f"unknown unit {quote(cut(unit))} in duration: the units are ns, us, ms, s, m, h")
     whole, _, fraction = number.partition(".")
-    digits = whole.lstrip("0")[: _DECIMALS + 2]  # as many are too long in every unit
+    digits = whole.lstrip("0")[: _DECIMALS + 2]  # that many are too long in any unit
     return int((digits or "0") + fraction[:_DECIMALS].ljust(_DECIMALS, "0")) * _NANOSECONDS[unit]
 
 
@@ -104,7 +104,7 @@ def unreplaced(text: str) -> str:
         return ""
     if found[1]:
         return f"{found[0]} was not replaced: define the variable {found[1]} in the container's env"
-    return f"{found[0]} was not replaced: in a manifest, Kubernetes replaces $({found[2]}) alone"
+    return f"{found[0]} was not replaced: in a manifest, Kubernetes replaces only $({found[2]})"
 
 
 class Flag(NamedTuple):
@@ -119,12 +119,12 @@ class Flag(NamedTuple):
 
     @property
     def takes_argument(self) -> bool:
-        """Whether the next argument is the value where there is no `=`: never for a boolean."""
+        """Whether the next argument is the value if there is no `=`: never for a boolean."""
         return self.read is not boolean
 
 
 def parse(arguments: Sequence[str], flags: Iterable[Flag]) -> Mapping[str, object]:
-    """Read the command line (without the program's name) into the values that were given, the last of each name.
+    """Read the command line (without the program's name) into the values that were given, the last one for each flag.
 
     A flag that was not given is not in the result, so the caller sees which ones are explicit.
     Raises FlagError, or HelpRequested at -h and -help.
@@ -146,7 +146,7 @@ def parse(arguments: Sequence[str], flags: Iterable[Flag]) -> Mapping[str, objec
             reason = unreplaced(text) or error
             raise FlagError(f"invalid value {quote(cut(text))} for flag -{name}: {reason}") from None
     if rest:
-        advice = "only flags are taken, and a boolean's value goes after ="
+        advice = "only flags are accepted, and a boolean's value goes after ="
         raise FlagError(f"unexpected argument {quote(cut(rest[0]))}: {advice}")
     return values
 
@@ -162,10 +162,10 @@ def _find(known: Mapping[str, Flag], name: str, argument: str) -> Flag:
 
 
 def _advice(known: Mapping[str, Flag], name: str, argument: str) -> str:
-    """Say what may have been meant by an unknown name."""
+    """Suggest what an unknown name may have meant."""
     flag, blank, value = argument.lstrip("-").partition(" ")
     if blank and flag in known:
-        apart = ", or make two items of them" if known[flag].takes_argument else ""
+        apart = ", or make them two items" if known[flag].takes_argument else ""
         return f": flag and value are one item: write -{flag}={printable(cut(value))}{apart}"
     from difflib import get_close_matches  # only now: it costs start-up time
 

@@ -28,7 +28,7 @@ _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
 class Answer:
-    """What has come of an answer so far."""
+    """As much of an answer as has come so far."""
 
     def __init__(self) -> None:
         self._began = False
@@ -70,7 +70,7 @@ class Answer:
             if compressed:
                 return Reply("Internal", f"the reply is compressed ({_text(self._encoding) or compressed}), which was not asked for", None)  # fmt: skip
             if length > LONGEST_MESSAGE:
-                return Reply("ResourceExhausted", f"a reply of {length} bytes; at most {LONGEST_MESSAGE} are taken", None)  # fmt: skip
+                return Reply("ResourceExhausted", f"a reply of {length} bytes; at most {LONGEST_MESSAGE} are accepted", None)  # fmt: skip
             if len(self._body) > _PREFIX_BYTES + length:
                 return Reply("Internal", "more than one message in the reply", None)
         if ended:
@@ -100,7 +100,7 @@ def _malformed(fields: Sequence[tuple[bytes, bytes]]) -> str:
             return f"malformed header: a control character in {shown}"
         if name.startswith(b":"):
             if len(pseudo) < at or name in pseudo or name not in _PSEUDO:
-                return f"malformed header: {shown} where it cannot be"
+                return f"malformed header: {shown} in the wrong place"
             pseudo.append(name)
         elif not _NAME.fullmatch(name):
             return f"malformed header: the name {shown!r}"

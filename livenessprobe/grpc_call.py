@@ -23,7 +23,7 @@ _CODE_NAMES = {
     for code in grpc.StatusCode
 } | {grpc.StatusCode.CANCELLED: "Canceled"}
 # grpc's own limit of 8 to 16 KiB would hide an error behind "metadata size exceeds limit" when its text is long; Go's
-# of 16 MiB would take several times that of memory, more than a container of ours has.
+# of 16 MiB would take several times as much memory, more than our container has.
 _METADATA_BYTES = 1024 * 1024
 _LONGEST_REPLY = 64 * 1024
 _OPTIONS = (
@@ -48,7 +48,7 @@ _EMPTY = Reply("Internal", "the reply has no message", None)
 _OURSELVES = " in the liveness probe itself"
 _SPARE = 16  # descriptors, and threads: what a channel and its call take, and those of another thread of ours
 
-# Channels that got no thread of their own. To close one, or to forget it, would wait for ever.
+# Channels that got no thread of their own. Closing one, or forgetting it, would wait for ever.
 _lost: list[grpc.Channel] = []
 
 

@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
 
     outcome: Outcome
     reason: str
-    """Few words from a small set: a gRPC code, or the system's words."""
+    """A few words from a small set: a gRPC code, or the system's words."""
     text: str
     """For people: `ok`, or what is wrong. May hold the driver's text: at most 4 KiB, not yet made printable."""
     may_heal: bool = False
@@ -77,7 +77,7 @@ def check(
 ) -> Verdict:
     """Try to probe the driver until there is a verdict that waiting would not change, or patience runs out.
 
-    start is when, by the clock, somebody began to wait for it. attempt gets the moment by which it must have ended; pause
+    start is when, by the clock, somebody began to wait for it. attempt gets the moment by which it must end; pause
     sleeps and returns True if the program is stopping; waiting sees the verdict of every attempt that is about to be
     repeated.
     """
@@ -85,7 +85,7 @@ def check(
         begin = clock()
         verdict = attempt(min(begin + patience.answer, start + patience.total))
         end = clock()
-        # One more attempt, with less time than this one took, would only find that time is short.
+        # One more attempt, with less time than this one took, would only run out of it.
         needed = max(_SHORTEST_ATTEMPT_SECONDS, end - begin)
         left = start + min(patience.connect, patience.total - needed) - end
         if not verdict.may_heal or left <= 0:

@@ -33,7 +33,7 @@ class Seen(NamedTuple):
     """When, by a monotonic clock, its check was asked for."""
     found: float
     changes: tuple[Change, ...]
-    """The last 16 that were new, the newest last: its `at` is since when things have been as they are."""
+    """The last 16 that were new, the newest last: its `at` is when the present state began."""
 
 
 class History:

@@ -42,7 +42,7 @@ _ERRORS = tuple(
 
 
 class Unprocessed(Exception):
-    """The peer says that it did not process the call, and takes no others over this connection."""
+    """The peer says that it did not process the call, and takes no more calls over this connection."""
 
 
 def request_head(method: str) -> bytes:
@@ -106,7 +106,7 @@ class Http2Call:
             raise Unreachable(how, may_heal=True)
         if not self.greeted:
             raise _no_http2(f"it closed the connection after {self._frames.bytes} bytes")
-        # How it ended depends on whether the peer had read our last acknowledgement: no news.
+        # How it ended depends only on whether the peer had read our last acknowledgement: not worth telling.
         return Reply("Unavailable", f"the connection ended before the answer did{self._goaway}", None)
 
     def _broken(self, broken: Broken) -> Reply | None:
@@ -181,7 +181,7 @@ class Http2Call:
     def _take_window_update(self, frame: Frame) -> None:
         expect(frame.size == 4, "a malformed WINDOW_UPDATE")
         increment = int.from_bytes(frame.payload, "big") & 0x7FFFFFFF
-        expect(increment > 0, "a WINDOW_UPDATE of nothing", frame.stream)
+        expect(increment > 0, "a WINDOW_UPDATE of zero", frame.stream)
         if frame.stream == 0:
             self._connection_window += increment
         elif frame.stream == self._stream:

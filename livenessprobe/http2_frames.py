@@ -1,7 +1,7 @@
 """The frames of HTTP/2 (RFC 9113) as a client reads them, pure: bytes in, frames and header fields out, all bounded.
 
-What breaks HTTP/2, and whether that ends the stream or the connection, is judged as by the framer below grpc-go.
-Header compression is the library hpack's.
+What breaks HTTP/2, and whether that ends the stream or the connection, is judged as grpc-go's framer judges it.
+Header compression is left to the library hpack.
 """
 
 import struct
@@ -14,7 +14,7 @@ from hpack.hpack import Decoder, decode_integer
 END_STREAM = ACK = 0x01
 _END_HEADERS, _PADDED, _PRIORITY = 0x04, 0x08, 0x20
 _HEADER = struct.Struct(">HBBBL")
-LONGEST_FRAME = 16384  # what a peer may send unless asked for more
+LONGEST_FRAME = 16384  # the most a peer may send unless it is allowed more
 
 # More than any answer: a frame for each byte of the longest message, and some.
 _MOST_FRAMES = 70_000
@@ -22,7 +22,7 @@ _MOST_BYTES = 8 * 1024 * 1024
 # Of header fields: an error text of 1 MiB, and what stands beside it.
 _MOST_FIELD_BYTES = 1024 * 1024 + 64 * 1024
 _FIELD_OVERHEAD = 32  # RFC 9113, 6.5.2
-_TOO_MANY_FIELDS = "more than 1 MiB of header fields, among which an error's text is"
+_TOO_MANY_FIELDS = "more than 1 MiB of header fields, which hold an error's text too"
 _SMALL_BLOCK = 4096
 
 
@@ -59,11 +59,11 @@ class Broken(Exception):
 
 
 class TooMuch(Exception):
-    """The peer says more than is taken."""
+    """The peer sends more than is accepted."""
 
 
 def expect(fact: bool, otherwise: str, stream: int = 0) -> None:
-    """Raise Broken if something is not as it must be."""
+    """Raise Broken unless something is as it must be."""
     if not fact:
         raise Broken(otherwise, stream)
 
@@ -104,7 +104,7 @@ class Frames:
         while (frame := self._read()) is not None:
             self._frames += 1
             if self._frames > _MOST_FRAMES or self.bytes > _MOST_BYTES:
-                raise TooMuch("the peer says too much that is no answer")
+                raise TooMuch("the peer sends too much that is not an answer")
             if self._begun is None and frame.kind != Kind.CONTINUATION:
                 frame = _unpadded(frame)
                 if frame.kind != Kind.HEADERS or frame.flags & _END_HEADERS:
@@ -132,7 +132,7 @@ class Frames:
             return None
         high, low, kind, flags, stream = _HEADER.unpack_from(self._buffer)
         size = high << 8 | low
-        expect(self._frames > 0 or kind == Kind.SETTINGS, "its first frame is no SETTINGS")
+        expect(self._frames > 0 or kind == Kind.SETTINGS, "its first frame is not SETTINGS")
         expect(size <= LONGEST_FRAME, "a frame of more than 16 KiB")
         end = _HEADER.size + size
         if len(self._buffer) < end:

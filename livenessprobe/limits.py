@@ -1,4 +1,4 @@
-"""What the system denies, in words: which limits can be seen, as its errors only say that something cannot be had."""
+"""What the system denies, in words: its errors do not say which limit was reached, so name those that can be seen."""
 
 import errno
 import os
@@ -26,9 +26,9 @@ def denial(error: BaseException | None) -> str:
 
 
 def of_threads(root: str = "/") -> list[str]:
-    """Say what can be seen, from where the program runs, of the limits that may deny a thread."""
+    """Name the limits that may deny a thread, as far as they can be seen from where the program runs."""
     seen = []
-    for group in ("", "pids/"):  # version 2 and 1; the pod's own group cannot be seen in a container
+    for group in ("", "pids/"):  # cgroup v2, v1; the pod's own group cannot be seen in a container
         with suppress(OSError):
             most, now = (
                 _read(f"{root}sys/fs/cgroup/{group}pids.{name}").strip() for name in ("max", "current")
@@ -42,7 +42,7 @@ def of_threads(root: str = "/") -> list[str]:
 
 
 def of_memory(root: str = "/") -> list[str]:
-    """Say what can be seen, from where the program runs, of the limits on its memory."""
+    """Name the limits on memory, as far as they can be seen from where the program runs."""
     seen = []
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with suppress(OSError, MemoryError):
@@ -51,7 +51,7 @@ def of_memory(root: str = "/") -> list[str]:
 
 
 def _soft(option: str, limit: int) -> list[str]:
-    """Say a limit of the process as a shell's ulimit does; nothing if that is denied, too."""
+    """Show a limit of the process as a shell's ulimit does; nothing if even that is denied."""
     with suppress(OSError):
         soft, _ = resource.getrlimit(limit)
         in_kib = soft // 1024 if limit == resource.RLIMIT_AS else soft

@@ -31,7 +31,7 @@ def setup(verbosity: int, vmodule: Sequence[tuple[str, int]], json_lines: bool) 
     handler = Handler(JSONFormatter() if json_lines else KlogFormatter())
     handler.addFilter(lambda record: _enabled(record, verbosity, modules))
     ours.handlers = [handler]
-    # Whatever ends a thread, or fails while memory is cleaned up, would be a traceback.
+    # Otherwise whatever ends a thread, or fails while an object is freed, would print a traceback.
     threading.excepthook = lambda failed: report(failed.exc_value)
     sys.unraisablehook = lambda failed: report(failed.exc_value)
 

@@ -29,7 +29,7 @@ _EXITS = {
 
 
 class _Interrupted(BaseException):
-    """A signal came. Not an Exception, which others may catch."""
+    """A signal came. Not an Exception, which other code may catch."""
 
 
 def once(config: Config) -> Exit:

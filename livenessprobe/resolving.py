@@ -1,4 +1,4 @@
-"""Resolving the name to listen on. If a DNS server does not answer, that takes minutes; signals do not wait for it."""
+"""Resolving the name to listen on. If no DNS server answers, that takes minutes; signals do not wait for it."""
 
 import signal
 import socket

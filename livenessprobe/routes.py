@@ -40,13 +40,13 @@ def health_routes(checks: Checks) -> dict[str, Route]:
 
 @lru_cache(maxsize=2)
 def _response(verdict: Verdict, good: bool) -> Response:
-    """Put a verdict into bytes, once for everybody who waits for it: they can be hundreds, and its text can be long."""
+    """Turn a verdict into bytes, once for all who wait for it: there can be hundreds, and its text can be long."""
     status = HTTPStatus.OK if good else HTTPStatus.INTERNAL_SERVER_ERROR
     return Response(status, printable(verdict.text).encode())
 
 
 def metrics_route(metrics: "Callable[[], Metrics]") -> Route:
-    """Answer with the metrics, which whoever needs them first loads."""
+    """Answer with the metrics, which are loaded when first needed."""
 
     def scrape(reply: Reply) -> None:
         reply(Response(HTTPStatus.OK, metrics().render(), metrics().content_type))
@@ -61,13 +61,13 @@ def status_routes(
     history: History,
     names: deque[str],
 ) -> dict[str, Route]:
-    """Serve the pages for people; names holds the driver's."""
+    """Serve the pages for people; names[0] is the driver's."""
     started = time.monotonic()
     versions = (("Python", sys.version.split()[0]), ("Binary", __version__))
 
     @lru_cache(maxsize=1)
     def page(name: str, seen: Seen | None, now: int) -> Response:
-        """Write it once a second, unless something changes: long texts take their time, and hundreds can ask."""
+        """Write it once a second at most, unless something changes: long texts take time, and hundreds of clients can ask."""
         from livenessprobe.status import Program, statusz
 
         program = Program(started, versions, tuple(paths), address)

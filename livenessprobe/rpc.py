@@ -1,4 +1,4 @@
-"""What a unary gRPC call is, to those who make one and those who ask for one: values, and the words of Go's gRPC."""
+"""A unary gRPC call, as seen by those who make one and those who ask for one: values, and the words of Go's gRPC."""
 
 from typing import NamedTuple, Protocol
 

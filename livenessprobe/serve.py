@@ -150,7 +150,7 @@ def _load_work(
     waited_since = [bound]
 
     def check(asked: float) -> Verdict:
-        # Whoever the first check is for may have waited since there has been a listener, if it comes at once.
+        # If the first check comes at once, its request may have waited since the listener was bound.
         at_once = waited_since and asked < loaded + _FIRST_MOMENT_SECONDS
         start = waited_since.pop() if at_once else asked
         # Don't count the time for loading against the first check.
@@ -165,7 +165,7 @@ def _load_work(
 
 
 def _started(name: str, work: Callable[[], None]) -> bool:
-    """Start a thread, or say why there is none to be had."""
+    """Start a thread, or log why the system grants none."""
     try:
         threads.start(name, work)
     except threads.Denied as denied:

@@ -16,7 +16,7 @@ class Program(NamedTuple):
     started: float
     """By the monotonic clock, as are all moments of a Seen."""
     versions: tuple[tuple[str, str], ...]
-    """Of what, and which."""
+    """(what, its version)."""
     paths: tuple[str, ...]
     address: str
     """The driver's."""

@@ -1,4 +1,4 @@
-"""Stopping: one fact, kept once. It is never taken back, ends waits, and interrupts whatever cannot look at it."""
+"""Stopping: one fact, kept once. It is never taken back; it ends waits, and interrupts calls that cannot look at it."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ class Stop:
         self._is_set = False
         # Not an Event: its set() takes a lock, which the thread that a handler interrupts may hold.
         self._gate = threading.Lock()
-        """Closed until it is set; whoever waits passes through it, one after the other."""
+        """Closed until stopped; then those who wait pass through it, one after the other."""
         self._gate.acquire()
         self._interrupts: list[Callable[[], object]] = []
 
     def set(self) -> None:
-        """Stop; whoever waits goes on, and whatever is under way is interrupted."""
+        """Stop: end all waits, and interrupt what is under way."""
         self._is_set = True
         self._open()
         for interrupt in [*self._interrupts]:
@@ -34,13 +34,13 @@ class Stop:
         return self._is_set
 
     def _open(self) -> None:
-        with suppress(RuntimeError):  # it is open
+        with suppress(RuntimeError):  # it is open already
             self._gate.release()
 
     @contextmanager
     def interrupting(self, interrupt: Callable[[], object]) -> Iterator[None]:
         """Have set() call this while the body runs; at once if it is set already, and twice if both come at the same time."""
-        # In this order, and set() in the other: whatever comes first, one of them sees the other.
+        # In this order, while set() has the other: whichever comes first, one of them sees the other.
         self._interrupts.append(interrupt)
         try:
             if self.is_set():

@@ -1,4 +1,4 @@
-"""Starting a thread; and if there is none to be had, saying which limits there are: Python only says that it could not."""
+"""Starting a thread, or saying which limits may be in the way: Python only says that it could not."""
 
 import threading
 from collections.abc import Callable
@@ -11,11 +11,11 @@ class Denied(Exception):
 
 
 def start(name: str, work: Callable[[], None]) -> None:
-    """Do the work on a thread that the program's end does not wait for; raises Denied if there is none to be had."""
+    """Do the work on a thread that the program's end does not wait for; raises Denied if the system grants none."""
     try:
         threading.Thread(target=work, name=name, daemon=True).start()
     except RuntimeError as error:
         raise Denied(
-            f"{error}: a limit of processes (the container's, the pod's, the user's) or of memory is reached, or a seccomp"
+            f"{error}: a limit on processes (the container's, the pod's, the user's) or on memory is reached, or a seccomp"
             f" profile does not know clone3; seen from here: {', '.join(limits.of_threads())}"
         ) from None

@@ -1,6 +1,6 @@
 """A unary gRPC call over a new connection to a unix socket, as in production. No grpc, no protobuf.
 
-HTTP/2 and gRPC are http2_call.py's; here are the socket, the clock, and the system's errors in words.
+HTTP/2 and gRPC are in http2_call.py; here are the socket, the clock, and the system's errors in words.
 """
 
 import errno
@@ -84,7 +84,7 @@ class UnixCall:
                 yield connection
 
     def _unanswered(self, method: str, call: Http2Call) -> Reply:
-        if call.greeted:  # a number would vary, a change in the log's eyes
+        if call.greeted:  # no number that varies: the log would take it for news
             return Reply("DeadlineExceeded", f"no answer to {method} in time", None)
         return Reply("DeadlineExceeded", f"{self._path} takes connections, but nobody there answers: stopped, hung, or out of file descriptors", None)  # fmt: skip
 
@@ -110,7 +110,7 @@ class UnixCall:
                 else "it may not enter the folder"
             )
             return Unreachable(
-                reason, f" (this program is uid {os.geteuid()}, {owner}; if these fit, SELinux denies it)"
+                reason, f" (this program is uid {os.geteuid()}, {owner}; if that allows it, SELinux does not)"
             )
         return Unreachable(reason, may_heal=error.errno in (errno.ENOENT, errno.ECONNREFUSED))
 

@@ -18,5 +18,5 @@ def grpcio() -> str:
 
 
 def _find(name: str, locations: Sequence[str] | None) -> ModuleSpec | None:
-    """Find a module as an import does, but without its package being loaded for that."""
+    """Find a module as an import does, but without loading its package."""
     return next(filter(None, (finder.find_spec(name, locations) for finder in sys.meta_path)), None)

@@ -75,11 +75,11 @@ class Server:
         self._stops = 0
         try:
             self._selector = self._watching(selectors.DefaultSelector())
-        except OSError:  # a part of epoll
+        except OSError:  # some part of epoll
             self._selector = self._watching(selectors.PollSelector())
 
     def stop(self) -> None:
-        """Make run() return, and called again drain() too; from any thread or a signal's handler."""
+        """Make run() return and, when called again, drain() too; from any thread or a signal's handler."""
         self._stops += 1
         self._wake()
 
@@ -114,7 +114,7 @@ class Server:
         self._woken.close()
 
     def _turn(self, deadline: float | None) -> None:
-        """Wait for something to happen, and handle all that did; out of memory, what is left for the next turn."""
+        """Wait for something to happen, and handle all that did; if memory runs out, the rest is left to the next turn."""
         served: object = None
         try:
             alarms = [next(iter(group)).deadline for group in (self._reading, self._leaving) if group]
@@ -184,7 +184,7 @@ class Server:
             self._receive(connection)  # most often the request came with the connection
 
     def _dispensable(self) -> Connection | None:
-        """Find who is evicted for a new connection: the oldest without a request or with its answer, or one that left."""
+        """Find whom to evict for a new connection: the oldest that is reading or leaving, or a waiting one that has left."""
         for group in (self._reading, self._leaving):
             if group:
                 return next(iter(group))
@@ -256,7 +256,7 @@ class Server:
     def _reply(self, connection: Connection, response: Response) -> None:
         """Take a route's answer, from any thread."""
         self._replies.append((connection, response))
-        # After the append, since the server looks for replies after it has said that it sleeps; once for many replies.
+        # After the append, since the server looks for replies after it has set the flag; once for many replies.
         if self._asleep:
             self._asleep = False
             self._wake()
@@ -289,8 +289,8 @@ class Server:
         if not connection.may_still_send and not in_kernel:
             self._drop(connection)
             return
-        # To close with a body unread would reset the connection, and the client might lose the answer; to close before
-        # it has the answer would leave that to the kernel, uncounted. End our side, and await the client's end.
+        # Closing with a body unread would reset the connection, and the client might lose the answer; closing before it
+        # has the answer would leave that to the kernel, uncounted. So end our side, and await the client's end.
         with suppress(OSError):
             connection.client.shutdown(socket.SHUT_WR)
         if connection.may_still_send:

@@ -253,7 +253,7 @@ def test_where_no_thread_is_to_be_had_it_serves_on_one(
     args = [f"--csi-address={socket_path}", "--http-endpoint=localhost:0", "--probe-timeout=600ms"]
     probe = probe_factory(*args, env=node.env)
     probe.wait_for_log(
-        r"""\] "Going on without a thread" thread="checks" reason="can't start new thread: a limit of processes .*"""
+        r"""\] "Going on without a thread" thread="checks" reason="can't start new thread: a limit on processes .*"""
         r""" ulimit -u \w+, ulimit -v \w+, seccomp \w+\""""
     )
     assert probe.threads() == 1

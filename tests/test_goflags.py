@@ -196,7 +196,7 @@ def test_whole_numbers(number: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "1.5", "1e3", " 1", "1 ", "1\n", "18446744073709551616", "0" * 20 + "1", "9" * 5000, "-1", "٣", "1_0", "--1"])  # fmt: skip
 def test_no_whole_number(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^not a whole number from 0 on$"):
+    with pytest.raises(ValueError, match=r"^not a whole number: write 0 or more$"):
         unsigned(text)
 
 
@@ -282,7 +282,7 @@ def test_accepted(arguments: list[str], values: dict[str, object]) -> None:
         (["-on true"], "not defined: -on true: flag and value are one item: write -on=true$"),
         (
             ["--name a=b --n=1"],
-            "flag and value are one item: write -name=a=b --n=1, or make two items of them$",
+            "flag and value are one item: write -name=a=b --n=1, or make them two items$",
         ),
         (["-name "], "flag and value are one item: write -name=, or"),
         (["-nothing x"], "flag provided but not defined: -nothing x$"),
@@ -355,7 +355,7 @@ def test_no_variable(text: str) -> None:
     [
         ("$(ADDRESS)", "$(ADDRESS) was not replaced: define the variable ADDRESS in the container's env"),
         ("unix://$(my.ad-dress_1)/x", "$(my.ad-dress_1) was not replaced: define the variable my.ad-dress_1"),
-        ("${ADDRESS}", "${ADDRESS} was not replaced: in a manifest, Kubernetes replaces $(ADDRESS) alone"),
+        ("${ADDRESS}", "${ADDRESS} was not replaced: in a manifest, Kubernetes replaces only $(ADDRESS)"),
         ("$(A):${B}", "$(A) was not replaced"),
     ],
 )

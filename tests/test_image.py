@@ -201,7 +201,7 @@ def test_user_who_may_not_use_the_socket_is_told_why(
     text = (
         "cannot connect to /csi/csi.sock: permission denied "
         f"(this program is uid 65532, the socket belongs to uid {os.geteuid()}, mode 0755; "
-        "if these fit, SELinux denies it)"
+        "if that allows it, SELinux does not)"
     )
 
     container = run(ADDRESS, options=["--user=65532:65532"])

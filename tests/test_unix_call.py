@@ -262,7 +262,7 @@ def test_permission_denied(peer: peers.Peer, expected: str, socket_path: Path) -
         found = without_privileges(socket_path)
 
     uid = os.geteuid()
-    hint = f" (this program is uid {uid}, {expected.format(uid=uid)}; if these fit, SELinux denies it)"
+    hint = f" (this program is uid {uid}, {expected.format(uid=uid)}; if that allows it, SELinux does not)"
     assert found == ("permission denied", hint, False)
 
 

@@ -777,7 +777,7 @@ CASES: dict[str, Case] = {
         }.items()
     },
     "a window of the call opened by nothing": bad(
-        "Internal", "WINDOW_UPDATE of nothing", FRAMER_RULE, window(0, 1)
+        "Internal", "WINDOW_UPDATE of zero", FRAMER_RULE, window(0, 1)
     ),
     "a window of another stream opened by nothing": ok(window(0, 3), ANSWER, rule=FRAMER_RULE),
     "too much padding in HEADERS": bad(
