@@ -1,6 +1,6 @@
 # Each target is one command of the project; `make` lists them. Needs make, python3 (3.10 or later) and python3-venv.
 
-# Unless it is the one that made .venv, or else python3.
+# By default the one that made .venv, or else python3.
 PYTHON ?=
 OUTPUT ?= bin/livenessprobe
 # What to pack for, if not this interpreter on this machine: PYTHON_VERSION=3.13 PLATFORM=linux/arm64
@@ -18,17 +18,17 @@ PROGRAM ?= bin/livenessprobe
 REFERENCE ?=
 BLOCKS ?= 24
 CPUS ?= 0
-# How many: checks of a soak, runs of the tests.
+# How many checks a soak makes; how often steady runs the tests.
 N ?=
 SECONDS ?= 60
-# How long to torture, or the seed of a round to play again.
+# How many minutes of torture; the seed of a round to play again.
 MINUTES ?= 5
 SEED ?=
 # How many processes run the tests, or judge mutants: more than there are processors, since they spend half of their time waiting.
 WORKERS ?= $(shell n=$$(nproc) && echo $$((n < 8 ? 2 * n : 16)))
 # Which tests need no build and wait for nothing.
 QUICK ?= config exchange goflags health imports log promises quoting writer
-# When a run of the tests is given up.
+# When to give up on a run of the tests.
 LIMIT ?= 30m
 # Which modules to change, if not all that mutants knows.
 MODULES ?=
@@ -54,7 +54,7 @@ help:  ## list the targets
 demo: $(builds) bin/livenessprobe  ## show the built file beside an example driver: healthy, failing, gone and back
 	@SHIV_ROOT=$(CURDIR)/.cache/unpacked LIVENESSPROBE_PYTHON=$(CURDIR)/$(python) $(python) examples/demo.py bin/livenessprobe
 
-play: $(builds) bin/livenessprobe  ## break and mend the example driver by keys, and see live what the built file says
+play: $(builds) bin/livenessprobe  ## break and mend the example driver by pressing keys, and see live what the built file says
 	@$(python) examples/play.py bin/livenessprobe
 
 test: lint bin/livenessprobe  ## lint, then all tests, on the built file too; every line and branch must be reached, unless tests are skipped
@@ -69,7 +69,7 @@ test: lint bin/livenessprobe  ## lint, then all tests, on the built file too; ev
 		$(python) -m coverage report; \
 	fi
 
-quick: $(tests)  ## run the tests that need no build and no wait, for the loop of whoever changes a line
+quick: $(tests)  ## run the tests that need no build and no waiting, after each changed line
 	@$(python) -m ruff format --check --quiet && $(python) -m ruff check --quiet
 	@$(python) -m pytest --quiet --numprocesses=$(WORKERS) $(QUICK:%=tests/test_%.py)
 
@@ -115,7 +115,7 @@ steady: $(tests) bin/livenessprobe  ## run the tests N=20 times beside two busy 
 torture: $(tests) bin/livenessprobe  ## run random lives of the driver, and random junk, for MINUTES=5 (SEED=… plays one round again)
 	@$(python) tests/helpers/torture.py --minutes $(MINUTES) --seed '$(SEED)'
 
-mutants: $(tests)  ## change the modules at one place after the other, and say which changes no test notices (MODULES='health web')
+mutants: $(tests)  ## change the modules in one place after another, and say which changes no test notices (MODULES='health web')
 	@$(python) tests/helpers/mutants.py --workers $(WORKERS) $(MODULES)
 
 check-manifest: bin/check-manifest  ## say what would change if this took upstream's place in a manifest (FILE=path, or - for standard input; SUGGEST=image)
@@ -141,19 +141,19 @@ clean:  ## remove everything that was built
 	rm -rf .venv .cache bin dist tests/helpers/node/node_modules
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-# Asked each time, which takes a moment: what .venv holds is compared with what it should hold.
+# Each time, which takes a moment: what .venv holds is compared with what it should hold.
 $(builds): FORCE
 	@build/here/venv.sh requirements-build.lock 'to build it and to run the demo: 15 MB to fetch' '$(PYTHON)'
 
 $(tests): $(builds) FORCE
 	@build/here/venv.sh requirements-test.lock 'to test it: 130 MB to fetch' '$(PYTHON)'
 
-# Packed again too when asked for another target than it holds now.
+# Also packed again if it was packed for another target.
 ifneq ($(target),$(shell cat $(OUTPUT).target 2>/dev/null))
 .PHONY: $(OUTPUT)
 endif
 $(OUTPUT): $(wildcard livenessprobe/*.py) build/here/requirements.lock build/here/kept.py build/here/pyz.py $(wildcard build/product/*.py) LICENSE $(builds)
-	@[ -d bin/kept ] || echo "Fetching what $@ has from other projects, once for these Pythons: at most 40 MB"
+	@[ -d bin/kept ] || echo "Fetching what $@ takes from other projects, once for these Pythons: at most 40 MB"
 	$(python) build/here/pyz.py $(PYTHON_VERSION:%=--python-version %) $(PLATFORM:%=--platform %) $@
 	@echo '$(target)' > $@.target
 

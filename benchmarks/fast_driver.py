@@ -46,7 +46,7 @@ def message(payload: bytes) -> bytes:
     return b"\x00" + len(payload).to_bytes(4, "big") + payload
 
 
-# SETTINGS_HEADER_TABLE_SIZE 0, and a window for the connection that no run uses up.
+# SETTINGS_HEADER_TABLE_SIZE 0, and a connection window that no run uses up.
 GREETING = frame(SETTINGS, 0, 0, b"\x00\x01\x00\x00\x00\x00") + frame(
     WINDOW_UPDATE, 0, 0, b"\x7f\xff\x00\x00"
 )

@@ -115,7 +115,7 @@ def _burst(figures: Figures, running: Running, driver: Driver) -> None:
         figures.add("latency", _healthy(running).seconds * 1e3)
     client_seconds = time.thread_time() - client
     peer_seconds = process.cpu_seconds(driver.pid) - peer
-    time.sleep(0.1)  # the program may have work left
+    time.sleep(0.1)  # the program may still have work to do
     program_seconds = process.cpu_seconds(running.pid) - program
     figures.add("burst", program_seconds / CHECKS_A_BLOCK * 1e3)
     figures.add("driver", peer_seconds / CHECKS_A_BLOCK * 1e3)
@@ -123,7 +123,7 @@ def _burst(figures: Figures, running: Running, driver: Driver) -> None:
 
 
 def _cadence(pairs: Sequence[tuple[Figures, Running]]) -> None:
-    """Each program is asked every two seconds, all within the same time, one a moment after the other."""
+    """Each program is asked every two seconds, all during the same time, each a moment after the last."""
     begin = time.monotonic()
     before = [process.cpu_seconds(running.pid) for _, running in pairs]
     for period in range(PERIODS_A_BLOCK):
@@ -137,7 +137,7 @@ def _cadence(pairs: Sequence[tuple[Figures, Running]]) -> None:
 
 
 def _idle(pairs: Sequence[tuple[Figures, Running]], seconds: float) -> None:
-    """Nobody asks. Looked at now and then, for threads that come and go."""
+    """Nobody asks. Sampled now and then, because of threads that come and go."""
     time.sleep(2.0)
     begin = time.monotonic()
     before = [process.wake_ups(running.pid) for _, running in pairs]

@@ -39,7 +39,7 @@ HEAD = ["load", "requests", "ok", "p50 ms", "p99 ms", "slowest", "allowed", "pro
 
 
 def flood(port: int, seconds: float) -> list[Answer]:
-    """Hold connections half-open, and open more all the time; the answers to the proper requests among them."""
+    """Hold connections half-open, and keep opening more; return the answers to the proper requests among them."""
     answers: list[Answer] = []
     held: deque[socket.socket] = deque()
     try:
@@ -68,14 +68,14 @@ def _half_open(port: int, number: int) -> socket.socket:
 
 
 def allow_descriptors(wanted: int) -> None:
-    """For as many connections of our own; raises ValueError if the system does not let us."""
+    """Allow this process that many connections; raises ValueError if the system does not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Load:
-    """What became of one load on a program."""
+    """How a program stood up to one load."""
 
     def __init__(
         self, name: str, allowed: float, behaviour: str, running: rig.Running, driver: rig.Driver
@@ -140,7 +140,7 @@ def main() -> None:
     print(
         f"\nStorm: all at once, the driver takes {DRIVER_SECONDS:g} s. Flood: {HALF_OPEN:,} half-open connections and"
         f" {NEW_A_SECOND} new ones a second for {arguments.seconds:g} s,\nproper requests meanwhile. MiB: the most that"
-        f" resident memory grew; {MOST_GROWTH_MIB:g} are allowed, and one probe at once."
+        f" resident memory grew; {MOST_GROWTH_MIB:g} is allowed, and one probe at a time."
     )
     sys.exit(not all(load.good() for load in loads))
 

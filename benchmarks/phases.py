@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rig import Driver, Running
 
 RESTART_EVERY = 10
-# Each phase's share of the checks: few for those in which a check lasts until the timeout.
+# Each phase's share of the checks: a small one if its checks last until the timeout.
 SHARES = {"healthy": 0.5, "failing": 0.4, "restarting": 0.04, "hung": 0.03, "absent": 0.03}
 EXPECTED = {"healthy": {200}, "failing": {500}, "restarting": {200, 500}, "hung": {500}, "absent": {500}}
 

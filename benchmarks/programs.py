@@ -99,6 +99,6 @@ def machine(shown: Sequence[Program]) -> list[str]:
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """The variables that a measured program gets: ours, and more."""
     variables = {**os.environ, **more}
-    # With it, every start would compile again what has no compiled file yet: that is not what is measured here.
+    # With it, every start would compile modules anew, which is not what is measured here.
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
     return variables

@@ -1,4 +1,4 @@
-"""The bench's table: each figure's name, unit and budget, and whether the measurement keeps it. Pure."""
+"""The bench's table: each figure's name, unit and budget, and whether the measurement is within it. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
     from figures import Figures
 
-REFERENCE_MB = 19.5  # the reference's stripped binary, which the file's budget speaks of
+REFERENCE_MB = 19.5  # the reference's stripped binary, which the file's budget refers to
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that a figure, or its ratio to the reference's, may be; and the lower goal, if there is one."""
+    """The most that a figure, or its ratio to the reference's, may be; and the goal below it, if there is one."""
 
     limit: float
     goal: float | None = None
@@ -91,7 +91,7 @@ LEGEND = (
     "Medians; memory, threads, wake-ups and storm are taken once. A budget (in brackets: the goal) is the most allowed;"
     " 1x: as much as the reference."
 )
-# What must not grow with the machine's processors, and by how much it may seem to.
+# What must not grow with the number of processors, and how much it may seem to.
 INDEPENDENT = (
     *("cadence", "cadence latency", "burst", "latency"),
     *("resident after 2,000", "anonymous after 2,000", "threads after 2,000"),

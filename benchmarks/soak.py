@@ -69,7 +69,7 @@ class Soak:
             print(" ".join(self.lines[-1]), file=sys.stderr, flush=True)
 
     def held(self) -> Held:
-        time.sleep(0.5)  # for what ends a moment after the answer
+        time.sleep(0.5)  # some things end a moment after the answer
         pid = self.running.pid
         memory = process.memory(pid)
         return Held(memory.resident, memory.anonymous, process.descriptors(pid), process.threads(pid))

@@ -72,7 +72,7 @@ class Demo:
         self.expect(f"{path} {status} {body}", got.status == status and re.fullmatch(body, got.text))
 
     def expect_log(self, pattern: str) -> str:
-        """The first group of the next log line that matches, which is shown."""
+        """The first group of the next log line that matches; prints the line."""
         with self._logged:
             end = time.monotonic() + PATIENCE
             while True:
@@ -121,7 +121,7 @@ class Demo:
             self._logged.notify_all()
 
     def _must_serve(self) -> None:
-        """Tells what it said if it has ended, or is about to."""
+        """Raise EndedError, with its output, if it has ended or is about to."""
         assert self._serving
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._serving.wait(1)
@@ -185,7 +185,7 @@ def play(demo: Demo) -> None:
 
 
 def main(program: str) -> int:
-    # So that a `kill` too ends what was started.
+    # So that a `kill` also ends what was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as folder, contextlib.ExitStack() as ends:
         demo = Demo(str(Path(program).resolve()), Path(folder), ends)

@@ -34,7 +34,7 @@ def drawn(printed: str) -> str:
     console = Console(file=io.StringIO(), record=True, width=COLUMNS)
     console.print(text)
     picture = console.export_svg(title="make demo", theme=MONOKAI, unique_id="demo")
-    # Nothing is fetched to show it: everybody has a font of fixed width.
+    # Nothing is fetched to show it: everybody has a monospaced font.
     return re.sub(r"(?s) *@font-face \{.*?\}\n", "", picture)
 
 

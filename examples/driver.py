@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-# ProbeResponse has one field, the message `ready`: without it, or with it being true, the driver is ready.
+# ProbeResponse has one field, the message `ready`: if it is unset or true, the driver is ready.
 READY = b""
 REPLIES = {"ready": READY, "not-ready": b"\x0a\x00"}
 
@@ -66,7 +66,7 @@ def main() -> None:
         "GetPluginInfo": grpc.unary_unary_rpc_method_handler(get_plugin_info),
         "Probe": grpc.unary_unary_rpc_method_handler(probe),
     }
-    # Blocked before gRPC has threads, which would otherwise take the signals from sigwait.
+    # Blocked before gRPC starts threads, which would otherwise take the signals from sigwait.
     ends = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     server = grpc.server(ThreadPoolExecutor())

@@ -1,9 +1,9 @@
-"""`make play`: the example driver and the probe beside it, live in the terminal; a key breaks the driver or mends it.
+"""`make play`: the example driver and the probe beside it, live in the terminal; keys break and mend the driver.
 
     python examples/play.py bin/livenessprobe
 
-Without a terminal it takes the same letters as lines of its input, and prints a line for each. It ends at q, ^C or the end
-of its input, and leaves nothing behind.
+Without a terminal it reads the same letters, one per line, and prints a line for each. It ends at q, ^C or the end of its
+input, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 PATHS = ("/healthz", "/livez", "/readyz")
 PERIOD = 0.5  # seconds between two rounds of requests
-# By key: what the driver is then, and what it is told; nothing if it is killed.
+# By key: what becomes of the driver, and what it is told; nothing if it is killed.
 STATES = {
     "h": ("healthy", "ready"),
     "n": ("not ready", "not-ready"),
@@ -55,7 +55,7 @@ class Play:
         self.state = ""
         self.answers: dict[str, stage.Answer] = {}
         self.strip: deque[str] = deque(maxlen=60)
-        """A colour for each of the last rounds."""
+        """One colour for each of the last rounds."""
         self.log: deque[str] = deque(maxlen=6)
         self.over = False
         """Whether the program has ended."""
@@ -196,7 +196,7 @@ def show_line(play: Play) -> None:
 
 
 def main(program: str) -> None:
-    # So that a `kill` or a closed terminal too ends what was started.
+    # So that a `kill` or a closed terminal also ends what was started.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))
     in_terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"

@@ -1,4 +1,4 @@
-"""What demo and play share: the example driver, started, told and killed, and a request to the probe."""
+"""What demo and play share: the example driver, which they start, steer and kill, and a request to the probe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Driver:
     def start(self) -> None:
         """Returns once it listens."""
         command = [sys.executable, str(DRIVER), "--socket", str(self.socket)]
-        # In a session of its own: what is typed at the terminal, such as ^C, is for us.
+        # In a session of its own: what is typed at the terminal, such as ^C, is meant for us.
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
         )

@@ -406,7 +406,10 @@ NOT_READY = (
 )
 CUT = (Kind.CHANGES, "/healthz cut the connection for a driver that is not ready, and is 500; /livez is 200")
 ONE_SECOND = (Kind.CHANGES, "the default of --probe-timeout was 1s, and is 3s")
-NO_EFFECT = (Kind.CHANGES, "--connection-timeout had no effect; now a check waits so long for the socket")
+NO_EFFECT = (
+    Kind.CHANGES,
+    "--connection-timeout had no effect; now it is how long a check waits for the socket",
+)
 
 
 def could_take(connection: str, probe: str) -> tuple[Kind, str]:
@@ -820,8 +823,8 @@ def test_variables_are_replaced_as_the_kubelet_does() -> None:
         ("--csi-address=/csi/csi.sock\n--v=5", "two flags in one argument"),
         ("--csi-address=/csi/csi.sock\n", "a character that cannot be printed"),
         ("--csi-address=/csi/csi\x1b[2J.sock", "a character that cannot be printed"),
-        ("--csi-address= /csi/csi.sock", "a blank in an argument"),
-        ("--csi-address /csi/csi.sock", "a blank in an argument"),
+        ("--csi-address= /csi/csi.sock", "a space in an argument"),
+        ("--csi-address /csi/csi.sock", "a space in an argument"),
     ],
 )
 def test_an_argument_that_is_not_what_was_meant_breaks(argument: str, expected: str) -> None:

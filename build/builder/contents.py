@@ -1,4 +1,4 @@
-"""What goes into the image; and what does not though it seems to be needed, and why."""
+"""What goes into the image; and what stays out though it seems to be needed, and why."""
 
 import sys
 
@@ -25,7 +25,7 @@ BUILT_IN = [
         "encodings.utf_8",
     ),
     *("collections.abc", "io", "os", "posixpath", "site", "threading", "traceback", "types", "warnings"),
-    # Of image_start.py.
+    # For image_start.py.
     *("importlib.machinery", "lzma"),
 ]
 
@@ -60,15 +60,15 @@ COMPILED = {
     "google._upb._message": ["collections.abc", "copyreg", "google.protobuf.message", "sys", "warnings"],
 }
 
-# Reached by code that is never called here, and who has that code.
+# Reached only by code that is never called here, and what code that is.
 UNUSED = {
-    # Modules that test themselves, and the debugger.
+    # Self-tests of modules, and the debugger.
     **dict.fromkeys(["_pyrepl", "doctest", "pdb", "pydoc", "test", "unittest"], "developers' tools"),
     # postponed.py keeps grpc from loading its second half.
     **dict.fromkeys(["asyncio", "grpc.aio", "grpc.experimental.aio"], "asynchronous gRPC"),
     # prometheus_client can push and serve over TLS, hashlib can use OpenSSL: megabytes.
     **dict.fromkeys(["_hashlib", "_ssl", "ssl"], "TLS"),
-    # postponed.py lets prometheus_client import what it pushes and serves with, and http.server what it parses with.
+    # postponed.py stands in for what prometheus_client pushes and serves with, and for what http.server parses with.
     **dict.fromkeys(["email.parser", "email.utils", "html", "http.client"], "HTTP by the standard library"),
     **dict.fromkeys(
         ["mimetypes", "urllib.error", "urllib.request", "wsgiref.simple_server"],
@@ -79,14 +79,14 @@ UNUSED = {
         ["gzip", "importlib.metadata", "importlib.readers", "importlib.resources", "tarfile", "zipfile"],
         "archives",
     ),
-    # Each would bring C libraries of its own.
+    # Each would bring in C libraries of its own.
     **dict.fromkeys(["_bz2", "bz2"], "archives"),
     **dict.fromkeys(["_curses", "curses", "readline"], "terminals"),
     **dict.fromkeys(["_ctypes", "ctypes"], "foreign functions"),
     **dict.fromkeys(["concurrent.futures.process", "multiprocessing"], "worker processes"),
-    # For platforms without C code for the same.
+    # Fallbacks for platforms without the C versions.
     **dict.fromkeys(["_pydatetime", "_pydecimal", "_pyio"], "fallbacks"),
-    "statistics": "random's test of itself",
+    "statistics": "random's self-test",
 }
 
 FILES = {
@@ -100,13 +100,13 @@ nonroot:x:65532:65532:nonroot:/nonexistent:/sbin/nologin
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 
-# Everything is in place: nothing to unpack, no cache to find, nothing that the environment could change.
+# Everything is in place: there is nothing to unpack, no cache to find, and the environment cannot change anything.
 START = f"""\
 #!/{INTERPRETER} -IS
 import _signal
 import sys
 
-# As PID 1 it would lose a signal that came before the program has its handlers.
+# As PID 1 it would lose a signal that comes before the program has its handlers.
 _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM, _signal.SIGINT))
 sys.path[:] = ["/{PAYLOAD}", "/{LIBRARY}", "/{LIBRARY}/lib-dynload"]
 from image_start import main

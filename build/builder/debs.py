@@ -1,6 +1,6 @@
 """Debian packages for this machine or another: fetched, and unpacked without running anything in them.
 
-Runs in the image that the Dockerfile builds in, with what `apt-get update` has found there.
+Runs in the image that the Dockerfile builds in, with the lists that `apt-get update` has fetched there.
 """
 
 import io
@@ -18,7 +18,7 @@ class Package:
 
     name: str
     control: str
-    """What dpkg writes about it into its database."""
+    """What dpkg has about it in its database."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Tree:
 
     folder: Path
     owners: dict[str, Package] = field(default_factory=dict)
-    """Whose each file, link and folder is."""
+    """The package that each file, link and folder belongs to."""
 
     def unpack(self, archive: Path) -> None:
         """Add a package's files."""
@@ -40,7 +40,7 @@ class Tree:
             files.extractall(self.folder)  # noqa: S202 - packages of Debian's
 
     def resolve(self, path: str) -> list[str]:
-        """Everything that has to be there for a path to lead to a file: the links on the way, and the file itself."""
+        """Everything that a path needs to lead to a file: the links on the way, and the file itself."""
         parts = path.split("/")
         for length in range(1, len(parts) + 1):
             link = "/".join(parts[:length])

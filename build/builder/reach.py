@@ -18,7 +18,7 @@ class Imports:
 
     all: set[str] = field(default_factory=set)
     needed: set[str] = field(default_factory=set)
-    """Those without which its own import fails: not in a function, not behind a condition, no failure caught."""
+    """Those without which its own import fails: outside functions, conditions, and try blocks that catch the failure."""
 
 
 def imports(source: bytes, package: str) -> Imports:
@@ -79,7 +79,7 @@ class Search:
     suffixes: Sequence[str]
 
     def find(self, name: str) -> Path | None:
-        """The file of a module; of a namespace package its folder; None for a built-in module, and for what is not a module."""
+        """A module's file, or a namespace package's folder; None for a built-in module, and for anything that is not a module."""
         relative = name.replace(".", "/")
         for folder in self.folders:
             files = [f"{relative}/{PACKAGE}", *(relative + suffix for suffix in (*self.suffixes, ".py"))]

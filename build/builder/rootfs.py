@@ -188,7 +188,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def settle(output: Path, seconds: int) -> None:
-    """Give everything the same time, and nobody write permission that no package gave."""
+    """Give everything the same time stamp, and leave no write permission that no package gave."""
     for at, folders, files in os.walk(output):
         for name in [*folders, *files]:
             path = os.path.join(at, name)

@@ -1,7 +1,7 @@
 """`make audit`: looks the locked packages up in a database of known vulnerabilities; exits 1 if a packed one has any.
 
-What only builds and tests is told of, and fails nothing: no user runs it. If the database cannot be reached, a line says
-so, and that is not a failure: nothing was found, since nothing was looked up.
+Packages that only build and test are reported too, but fail nothing: no user runs them. If the database cannot be
+reached, a line says so, and that is not a failure: nothing was looked up, so nothing was found.
 """
 
 import json

@@ -29,7 +29,7 @@ sys.exit(main())
 
 
 def files() -> Iterator[tuple[str, bytes]]:
-    """Give names and contents; of PyYAML, the part that is Python, with its licence and what scanners know it by."""
+    """Return names and contents; of PyYAML, the part in Python, with its licence and what scanners recognise it by."""
     yield "__main__.py", MAIN.encode()
     for path in CHECK.glob("*.py"):
         yield path.name, path.read_bytes()
@@ -49,7 +49,7 @@ def pack(output: Path) -> None:
         file.write(b"#!/usr/bin/env python3\n")
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in sorted(files()):
-                entry = zipfile.ZipInfo(name)  # with the date that a ZipInfo has, 1980
+                entry = zipfile.ZipInfo(name)  # with the default date, in 1980
                 entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
                 archive.writestr(entry, data)
     output.chmod(0o755)

@@ -28,7 +28,7 @@ import tars
 
 ROOT = Path(__file__).parent.parent.parent
 DOCKERFILE = ROOT / "Dockerfile.distroless"
-# What debian:trixie has.
+# As debian:trixie has it.
 PYTHON = "3.13"
 MADE_HERE = "livenessprobe-base:trixie"
 DOCKER = os.environ.get("DOCKER") or "docker"
@@ -75,11 +75,11 @@ def build_image() -> str:
 
 
 def git(*arguments: str) -> str:
-    """What git says; nothing if this is not a clone, or what was asked for is not set."""
+    """What git says; nothing if this is not a clone, or if it has no such setting."""
     if not (ROOT / ".git").exists():
         return ""
     try:
-        # Whose clone it is does not matter: whoever builds runs its code anyway.
+        # It does not matter who owns the clone: building runs its code anyway.
         command = ["git", "-C", str(ROOT), "-c", f"safe.directory={ROOT}", *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
     except FileNotFoundError:
@@ -125,20 +125,20 @@ def run_builder(architecture: str, seconds: int, more_labels: Sequence[str]) -> 
         options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         options += [f"--label={name}={value}" for name, value in labels(seconds).items()]
         options += [f"--label={label}" for label in more_labels]
-        # Not from its cache: the newest packages there are.
+        # Not from its cache: it has to have the newest packages.
         options += ["--no-cache", "--force-rm", f"--iidfile={written}", f"--file={DOCKERFILE}"]
         try:
             docker("build", *options, ROOT)
         finally:
-            # The old builder leaves behind what it built in, half a gigabyte each time.
+            # The old builder leaves half a gigabyte of intermediate images behind each time.
             docker("image", "prune", "--force", f"--filter=label={mark}", check=False)
         return written.read_text()
 
 
 def settle(saved: Path, settled: Path, tag: str, architecture: str, seconds: int) -> None:
-    """Rewrite a saved image without what differs between two builds and two builders.
+    """Rewrite a saved image without anything that differs between two builds or two builders.
 
-    The old builder also takes every image for one of its own machine's.
+    The old builder also labels every image with its own machine's architecture.
     """
     with tarfile.open(saved) as source, tarfile.open(settled, "w", format=tarfile.GNU_FORMAT) as target:
         [manifest] = json.loads(tars.read(source, "manifest.json"))
@@ -167,12 +167,12 @@ def settle(saved: Path, settled: Path, tag: str, architecture: str, seconds: int
 
 
 def date(seconds: int) -> str:
-    """As the formats of images and of SPDX want it."""
+    """As image formats and SPDX want it."""
     return dt.datetime.fromtimestamp(seconds, dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def make(platform: str, tag: str, folder: Path, more_labels: Sequence[str] = ()) -> Path:
-    """Build for a platform; return the archive of the image, of which the engine keeps nothing."""
+    """Build for a platform; return the archive of the image, which the engine does not keep."""
     architecture = platform.partition("/")[2]
     seconds = build_time()
     pyz.build([PYTHON], pyz.PLATFORMS[platform], ROOT / "bin" / "image" / architecture / "livenessprobe")
@@ -187,7 +187,7 @@ def make(platform: str, tag: str, folder: Path, more_labels: Sequence[str] = ())
 
 
 def build(platform: str, tag: str, folder: Path, more_labels: Sequence[str] = ()) -> Path:
-    """Build for a platform, into the engine too; return the archive of the image."""
+    """Build for a platform, and leave the image in the engine; return its archive."""
     archive = make(platform, tag, folder, more_labels)
     docker("load", f"--input={archive}")
     return archive
@@ -196,7 +196,7 @@ def build(platform: str, tag: str, folder: Path, more_labels: Sequence[str] = ()
 def main() -> None:
     """Build what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--platform", choices=pyz.PLATFORMS, help="not that of the engine")
+    parser.add_argument("--platform", choices=pyz.PLATFORMS, help="instead of the engine's")
     parser.add_argument("tag", help="REGISTRY/NAME:TAG")
     options = parser.parse_args()
     platform = options.platform or engine_platform()

@@ -1,6 +1,6 @@
-"""What the packed file has from other projects: fetched by the lock file, compressed, and kept in bin/kept.
+"""What the packed file takes from other projects: fetched by the lock file, compressed, and kept in bin/kept.
 
-It is made once for a lock file, a set of Pythons and a machine: a changed line of ours is then a new file in seconds.
+It is made once for each lock file, set of Pythons and machine: after that, a changed line of ours is packed in seconds.
 """
 
 import hashlib
@@ -44,14 +44,14 @@ def download(packages: Path, requirements: Path, version: str, machine: str) -> 
     )
     subprocess.run(
         [sys.executable, "-m", *command.split(), "--requirement", requirements, "--target", packages],
-        # Files are chosen by their hashes: what this machine prefers could only get in the way.
+        # Files are chosen by their hashes: this machine's preferences could only get in the way.
         env=os.environ | {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0"},
         check=True,
     )
 
 
 def folder_for(versions: Sequence[str], machine: str) -> Path:
-    """The folder with what comes from other projects for these Pythons and machine; made where there is none.
+    """The folder with what comes from other projects for these Pythons and this machine; made if there is none.
 
     In it are the packages, and gRPC's compiled parts.
     """
@@ -68,7 +68,7 @@ def folder_for(versions: Sequence[str], machine: str) -> Path:
             try:
                 made.rename(folder)
             except OSError:
-                if not folder.is_dir():  # else another build at the same time was quicker
+                if not folder.is_dir():  # else another build was quicker
                     raise
     return folder
 
@@ -102,12 +102,12 @@ def keep(folder: Path, versions: Sequence[str], machine: str) -> None:
 def compress(cores: Sequence[Path], target: Path) -> None:
     """One after the other: they are nearly the same, and the dictionary reaches over the one before.
 
-    A higher preset takes eight times as long and saves a tenth. A single one, as in the image, is made small with a
-    dictionary that a small container has memory for.
+    A higher preset takes eight times as long and saves a tenth. A single one, as in the image, gets a dictionary that a
+    small container has memory for.
     """
     filters: list[dict[str, int]] = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 32 << 20}]
     if len(cores) == 1:
-        x86 = cores[0].read_bytes()[18] == 62  # of elf.h; for others, this Python has no such filter
+        x86 = cores[0].read_bytes()[18] == 62  # of elf.h; this Python has no such filter for other machines
         filters = [{"id": lzma.FILTER_X86}] if x86 else []
         filters += [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20}]
     with (

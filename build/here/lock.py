@@ -1,6 +1,6 @@
 """Writes the lock files: the newest versions that pyproject.toml allows, with the hashes of all their wheels.
 
-One lock serves every CPython and machine. This machine's settings for pip or uv have no say.
+One lock serves every CPython and machine. This machine's settings for pip or uv are ignored.
 """
 
 import subprocess
@@ -34,7 +34,7 @@ if __name__ == "__main__":
         "--group=build",
         f"--constraint={packed}",
     )
-    # The tests' environment is the build's and more, so both have the same versions.
+    # The tests' environment is the build's with more in it, so both have the same versions.
     built = "build/here/requirements-build.lock"
     lock(
         "requirements-test.lock",

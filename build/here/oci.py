@@ -49,7 +49,7 @@ class Layout:
         return self.add_json("manifest.v1+json", content, platform=platform)
 
     def write(self, target: Path, index: Mapping[str, Any]) -> None:
-        """Write the tar, with this blob as the one that is found first."""
+        """Write the tar; this blob is the one to be read first."""
         top = {"schemaVersion": 2, "mediaType": f"{MEDIA_TYPE}.index.v1+json", "manifests": [index]}
         files = {"oci-layout": _json({"imageLayoutVersion": "1.0.0"}), "index.json": _json(top)}
         files |= {f"blobs/sha256/{digest}": self.blobs[digest] for digest in sorted(self.blobs)}
@@ -64,7 +64,7 @@ def pack(archives: Sequence[Path], name: str, target: Path) -> None:
     manifests = [layout.add_image(archive) for archive in archives]
     each = [json.loads(layout.blobs[_digest(manifest)])["annotations"].items() for manifest in manifests]
     shared = dict(sorted(set.intersection(*map(set, each))))
-    # A name for podman and skopeo, which want it in full, and one for containerd, which would take that for a tag.
+    # Podman and skopeo want the full name; containerd, which would take that for a tag, has its own.
     names = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
     index = layout.add_json(
         "index.v1+json", {"manifests": manifests, "annotations": shared}, annotations=names
@@ -81,5 +81,5 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _compress(content: bytes) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)  # gzip, without a name and a time
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)  # gzip, without a name or a time
     return packer.compress(content) + packer.flush()

@@ -1,4 +1,4 @@
-"""Generates livenessprobe/identity_pb2.py and its types from proto/, under the folder that is given."""
+"""Generates livenessprobe/identity_pb2.py and its types from proto/, below the given folder."""
 
 import sys
 from importlib.resources import files

@@ -1,7 +1,7 @@
 """Packs the program and what it needs into one file, by shiv, for every CPython of this or another machine.
 
 The same sources give the same bytes, wherever and whenever they are packed. What comes from other projects is fetched and
-compressed once for a lock file, by kept.py.
+compressed once per lock file, by kept.py.
 
     python build/here/pyz.py [--python-version 3.13] [--platform linux/arm64] bin/livenessprobe
 """
@@ -27,7 +27,7 @@ ROOT = HERE.parent.parent
 PRODUCT = HERE.parent / "product"
 PACKAGE = ROOT / "livenessprobe"
 
-# gRPC has compiled parts for these; where no other target than a unix socket is asked for, newer ones do as well.
+# gRPC has compiled parts for these; for unix sockets, which need none, newer ones will do as well.
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 NEWEST = "3.99"
 
@@ -37,13 +37,13 @@ START = "__main__.py"
 LOCAL_HEADER_BYTES = 30  # of a zip file, before an entry's name
 
 # Python would run the archive behind any first line, but which Python? This looks for one, in the system's own places
-# first, and cuts it off from the host's modules and settings (-I -S, which start it 2 ms sooner, too). To ask a Python
-# whether it fits takes as long as a start, so none is asked: start.py finds out, and where it does not fit comes back here
-# with what was tried so far, under this very process id. But a script, and what only PATH knows, may be a shim of a version
-# manager, which exists whether or not there is a Python behind it. That one is asked what it starts.
+# first, and cuts it off from the host's modules and settings (-I -S, which also start it 2 ms sooner). Asking a Python
+# whether it fits takes as long as a start, so none is asked: start.py finds out and, if it does not fit, comes back here
+# with what was tried so far, under the same process id. But a script, and anything found only along PATH, may be a version
+# manager's shim, which exists whether or not there is a Python behind it. That one is asked what it starts.
 #
-# In the locale C, Python takes all text for UTF-8 as well and loads no tables. An archive that was cut short Python takes
-# for a script; all it says about that one is the unknown encoding in the second line.
+# In the C locale, Python also takes all text for UTF-8, and loads no tables. An archive that was cut short is a script to
+# Python, and all it says about it is that the encoding in the second line is unknown: so that says what is wrong.
 HEADER = """#!/bin/sh
 # coding: livenessprobe-is-damaged--copy-it-here-again
 # livenessprobe {release} for CPython {version} on Linux {machine}. An archive follows, which Python unpacks and runs.
@@ -122,7 +122,7 @@ def header(versions: Sequence[str], machine: str, size: int) -> bytes:
 
 
 def repack(made: Path, cores: Path, versions: Sequence[str], machine: str, target: Path) -> None:
-    """Take shiv's archive, with our start in place of shiv's, sorted, without anything that differs between two builds."""
+    """Take shiv's archive, sorted, with our start instead of shiv's, and without anything that differs between two builds."""
     with zipfile.ZipFile(made) as archive:
         files = {
             name: archive.read(name) for name in archive.namelist() if not name.startswith("_bootstrap/")
@@ -141,7 +141,7 @@ def repack(made: Path, cores: Path, versions: Sequence[str], machine: str, targe
             for name in sorted(files):
                 entry = zipfile.ZipInfo(name)  # of 1 January 1980
                 entry.external_attr = 0o100644 << 16
-                # The first lines have the start read as it is, and nothing makes the compressed cores smaller.
+                # The first lines read the start as it is, and nothing makes the compressed cores smaller.
                 stored = name in (START, "cores.tar.xz")
                 archive.writestr(
                     entry, files[name], zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED, 9
@@ -177,7 +177,7 @@ def main() -> None:
     """Pack what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--python-version", type=python_version, metavar="3.N", help="for this one alone")
-    parser.add_argument("--platform", choices=PLATFORMS, help="not that of this machine")
+    parser.add_argument("--platform", choices=PLATFORMS, help="instead of this machine's")
     parser.add_argument("output", type=Path)
     options = parser.parse_args()
     machine = PLATFORMS[options.platform] if options.platform else platform.machine()

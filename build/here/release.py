@@ -79,7 +79,7 @@ def make_image(platform: str, name: str, folder: Path, elsewhere: Path) -> Path:
 
 
 def write_checksums(folder: Path) -> None:
-    """What `sha256sum --check` wants."""
+    """The lines that `sha256sum --check` reads."""
     files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines))

@@ -32,7 +32,7 @@ def list_content(archive: Path) -> Path:
 def list_packed(file: Path, created: str) -> Path:
     """Write the document of a packed file, which names it by its checksum."""
     with tempfile.TemporaryDirectory() as folder:
-        # Syft looks into an archive whose name ends like one.
+        # Syft looks into an archive only if its name ends like one.
         archive = Path(folder, "livenessprobe.zip")
         archive.symlink_to(file.absolute())
         content = _scan(f"file:{archive}")

@@ -11,7 +11,7 @@ fail() {
     exit 1
 }
 
-# The Python this one is, or was made by if it is an environment's; nothing if it does not start.
+# The Python itself or, for one in an environment, the one that made it; nothing if it does not start.
 origin() {
     "$1" -c 'import os, sys; print(os.path.realpath(sys._base_executable))' 2>/dev/null || true
 }
@@ -38,7 +38,7 @@ elif cmp -s "$lock" "$installed"; then
 fi
 
 echo "Installing into .venv what it takes $what"
-# A progress bar shows what is being fetched, if somebody is looking.
+# On a terminal, a progress bar shows what is being fetched.
 [ -t 1 ] && quiet= || quiet=-q
 errors=$(mktemp)
 trap 'rm -f "$errors"' EXIT

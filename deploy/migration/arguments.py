@@ -1,4 +1,4 @@
-"""A sidecar's arguments: how the program reads them, and what the kubelet passes on otherwise than intended."""
+"""A sidecar's arguments: how the program reads them, and which of them the kubelet does not pass on as intended."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def parse(container: Container) -> Config | Finding:
 
 
 def given(container: Container) -> set[str]:
-    """Name the flags that are given, with a known value or not."""
+    """Name the flags that are given, whether their values are known or not."""
     return unknown(container).union(goflags.parse(arguments(container), config.FLAGS))
 
 
 def unknown(container: Container) -> set[str]:
-    """Name the flags whose values are elsewhere; all flags, if an unknown argument does not say which it is."""
+    """Name the flags whose values are elsewhere; all flags, if an unknown argument does not say which flag it is."""
     names = {re.split("[= ]", written.lstrip("-"))[0] for written in container.unknown}
     known = {flag.name for flag in config.FLAGS}
     return known if names - known else names
@@ -62,7 +62,7 @@ def served(container: Container) -> list[Endpoint]:
 
 
 def written(container: Container) -> Iterator[Finding]:
-    """Judge how the arguments are written: a value may be accepted though it is not the one that was meant."""
+    """Judge how the arguments are written: a value may be accepted and yet not be the one that was meant."""
     for argument in container.unknown:
         yield Finding(
             Kind.UNKNOWN,
@@ -82,4 +82,4 @@ def written(container: Container) -> Iterator[Finding]:
                 Kind.BREAKS, f"{argument}: a character that cannot be printed, or a line end of YAML"
             )
         elif " " in argument:
-            yield Finding(Kind.BREAKS, f"{argument}: a blank in an argument: write --flag=value, without it")
+            yield Finding(Kind.BREAKS, f"{argument}: a space in an argument: write --flag=value, without it")

@@ -1,4 +1,4 @@
-"""Says what would change where this livenessprobe takes the place of the one in a manifest.
+"""Says what would change if this livenessprobe took the place of the one in a manifest.
 
     python bin/check-manifest [--image IMAGE] FILE...        (-: standard input)
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # End as other tools do once the reader, such as `head`, has seen enough.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     parser = argparse.ArgumentParser(
-        prog="check-manifest", description="What would change where this livenessprobe takes over?"
+        prog="check-manifest", description="What would change if this livenessprobe took over?"
     )
     parser.add_argument("--image", default=IMAGE, help=f"the image to suggest (default: {IMAGE})")
     parser.add_argument("files", nargs="*", metavar="FILE", help="a manifest; - is standard input")

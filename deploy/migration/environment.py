@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class _Expanded(NamedTuple):
-    """A text with its variables replaced, None if one is elsewhere; and the variables that do not exist."""
+    """A text with its variables replaced (None if the value of one is elsewhere), and the variables that do not exist."""
 
     text: str | None
     undefined: tuple[str, ...] = ()
@@ -24,7 +24,7 @@ class Environment:
         self._values: dict[str, _Expanded] = {}
         for variable in container["env"].items():
             elsewhere = variable["valueFrom"].value is not None
-            # A value may use the variables before it.
+            # A value may use variables defined before it.
             value = _Expanded(None) if elsewhere else self._replace(variable["value"].text())
             self._values[variable["name"].text()] = value
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Where the pod's spec is, in kinds that do not have it at spec.template.spec.
 _SPEC_AT = {"Pod": "spec", "PodTemplate": "template.spec", "CronJob": "spec.jobTemplate.spec.template.spec"}
-# By the last part of its name, to which others who build it add: ose-csi-livenessprobe-rhel9. An image that is still a
-# template may be anything: reading it says so.
+# By the last part of its name, to which others who build it add: ose-csi-livenessprobe-rhel9. If an image's name is still
+# a template, it may be anything: reading it says so.
 _BY_IMAGE = re.compile(r"liveness-?probe[^/:@]*([:@][^/]*)?$|\{\{")
 _BY_NAME = re.compile(r"liveness-?probe")
 _BY_PROGRAM = re.compile(r"(^|[/\\])livenessprobe(\.exe)?$")
@@ -61,7 +61,7 @@ class Neighbour:
 
     name: str
     words: tuple[str, ...]
-    """Of its command and arguments, and the values of its variables."""
+    """Its command, its arguments and the values of its variables."""
     mounts: tuple[Mount, ...]
     client: bool
     """Whether it calls the driver, as other sidecars do, and so is not the driver."""
@@ -80,7 +80,7 @@ class Container:
     undefined: tuple[tuple[str, str], ...]
     """Arguments, and the variable in each that the container does not have."""
     must_end: bool
-    """Whether the pod waits for its end: an init container that is not a native sidecar."""
+    """Whether the pod waits for it to end: an init container that is not a native sidecar."""
     mounts: tuple[Mount, ...]
     memory_request: float | None
     """Bytes; None for 0 too, which limits nothing."""
@@ -98,11 +98,11 @@ class Pod:
     """A pod, or the template of many."""
 
     name: str
-    """With the kind that it stands in: `DaemonSet csi-node`."""
+    """With its kind: `DaemonSet csi-node`."""
     lookalikes: tuple[str, ...]
-    """The names of the containers that might be a livenessprobe, or might not."""
+    """The names of the containers that may or may not be a livenessprobe."""
     containers: tuple[Container, ...] = ()
-    """Those that run a livenessprobe, in the order of their start. If there is none, nothing below is read."""
+    """Those that run a livenessprobe, in the order in which they start. If there is none, nothing below is read."""
     neighbours: tuple[Neighbour, ...] = ()
     probes: tuple[HTTPProbe, ...] = ()
     volumes: Mapping[str, str] = field(default_factory=dict)
@@ -162,7 +162,7 @@ def _pod(found: Node, kind: str) -> Pod | None:
 
 
 def _is_sidecar(container: Node) -> bool:
-    """Recognise a livenessprobe, by its image, else by its program, or by its name and a flag that all of them have."""
+    """Recognise a livenessprobe by its image or its program, or by its name and a flag that every one of them has."""
     image, name, command, args = (container[key].words() for key in ("image", "name", "command", "args"))
     if any(map(_BY_IMAGE.search, image)) or any(map(_BY_PROGRAM.search, command[:1])):
         return True

@@ -1,4 +1,4 @@
-"""The kubelet's HTTP probes: which of them ask a sidecar, and what they hear."""
+"""The kubelet's HTTP probes: which of them ask a sidecar, and what they get."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[?::1\]?", re.IGNORECASE)
 
 
 def sent(path: str) -> str:
-    """Say what the kubelet makes of a probe's path, by Go's net/url: what it requests; empty if it cannot."""
+    """Return what the kubelet requests for a probe's path, by the rules of Go's net/url; empty if it cannot request it."""
     if re.search(r"[\x00-\x1f\x7f]", path):
         return quote("/" + path.removeprefix("/"))
     rest, scheme = re.split("[?#]", path, maxsplit=1)[0], ""
@@ -56,7 +56,7 @@ def probes(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding
 
 
 def _unheard(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding]:
-    """Find the probes that were meant to hear the verdict and do not."""
+    """Find the probes that were meant to get the verdict but do not."""
     heard = any(not _measures(probe, accepted) for probe in reaching(accepted, pod))
     others = [each for each in pod.containers if each is not container]
     asking = [
@@ -104,7 +104,7 @@ def _measures(probe: HTTPProbe, accepted: Config) -> bool:
 
 
 def _request(probe: HTTPProbe, accepted: Config, pod: Pod) -> Iterator[Finding]:
-    """Judge whether what a probe asks is served."""
+    """Judge whether what a probe asks for is served."""
     host = accepted.health.host
     if probe.scheme.upper() != "HTTP":
         yield Finding(Kind.BREAKS, f"{probe} asks over {probe.scheme}, this serves plain HTTP")

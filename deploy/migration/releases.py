@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TAG = re.compile(r"liveness-?probe[^/:@]*:v([0-9]{1,9})\.([0-9]{1,9})[^/:@]*(@[^/]*)?$")
 RELEASES = frozenset([(0, 2), (0, 3), (0, 4), (1, 0), (1, 1), *((2, minor) for minor in range(21))])
-"""Major and minor version. Others who build it have numbers of their own: v4.12 is a release of OpenShift's."""
+"""Major and minor version. Others who build it have their own numbers: v4.12 is one of OpenShift's releases."""
 
 
 def origin(accepted: Config, container: Container) -> Iterator[Finding]:
@@ -44,7 +44,8 @@ def origin(accepted: Config, container: Container) -> Iterator[Finding]:
         yield Finding(Kind.CHANGES, "the default of --probe-timeout was 1s, and is 3s")
     if release == (1, 1) and "connection-timeout" in flags:
         yield Finding(
-            Kind.CHANGES, "--connection-timeout had no effect; now a check waits so long for the socket"
+            Kind.CHANGES,
+            "--connection-timeout had no effect; now it is how long a check waits for the socket",
         )
     if release < (1, 1):
         yield Finding(

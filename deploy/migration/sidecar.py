@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from livenessprobe.config import Config, Endpoint
 
 PROGRAM = "/livenessprobe"
-# MiB, see docs/image.md: what it can do with, and what to request and to limit to.
+# MiB, see docs/image.md: the least it works with, what to request, and what to limit it to.
 LEAST_MEMORY, REQUESTED_MEMORY, ADVISED_MEMORY = 24, 32, 64
 _EVERYWHERE = re.compile(r"(0\.0\.0\.0|::)?")
 _SHELLS = ("sh", "bash", "dash", "ash", "busybox")
 
 
 def check(pod: Pod, container: Container) -> Iterator[Finding]:
-    """Give all findings on one livenessprobe container."""
+    """Return all findings on one livenessprobe container."""
     program = container.command[0] if container.command else PROGRAM
     if pod.windows or program.endswith(".exe"):
         yield Finding(
@@ -58,7 +58,7 @@ def check(pod: Pod, container: Container) -> Iterator[Finding]:
 
 
 def _flags(accepted: Config, pod: Pod, container: Container) -> Iterator[Finding]:
-    """Judge the flags' values, but never by the default of a flag whose value is elsewhere."""
+    """Judge the flags' values, but not by the default if a flag's value is elsewhere."""
     elsewhere = unknown(container)
     line = " ".join(arguments(container)) or "no arguments"
     yield Finding(Kind.ACCEPTED, f"{line} (without the unknown)" if elsewhere else line)
@@ -125,7 +125,7 @@ def _collide(one: Endpoint, other: Endpoint) -> bool:
 
 
 def _socket(socket: PurePosixPath, pod: Pod, container: Container) -> Iterator[Finding]:
-    """Judge whether the driver's socket can appear where it is looked for."""
+    """Judge whether the driver's socket can be where it is looked for."""
     mounts = [mount for mount in container.mounts if socket.is_relative_to(mount.path)]
     if not mounts:
         yield Finding(Kind.BREAKS, f"no volume is mounted where the socket {socket} is to be")
@@ -141,7 +141,7 @@ def _socket(socket: PurePosixPath, pod: Pod, container: Container) -> Iterator[F
 
 
 def _place(socket: PurePosixPath, mount: Mount, pod: Pod) -> PurePosixPath | None:
-    """Where on the node the socket is; None in a volume of the pod's own."""
+    """Where on the node the socket is; None if it is in a volume of the pod's own."""
     folder = pod.volumes[mount.volume]
     return PurePosixPath(folder) / socket.relative_to(mount.path) if folder else None
 

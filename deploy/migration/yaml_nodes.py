@@ -22,7 +22,7 @@ class ManifestError(Exception):
 
 
 class Node:
-    """A value and its place. What is absent has the value None, and so has all that would be below it."""
+    """A value and its place. If it is absent, its value is None, and so is everything that would be below it."""
 
     def __init__(self, value: Any, place: str) -> None:
         self.value, self.place = value, place
@@ -45,7 +45,7 @@ class Node:
         return [Node(value, f"{self.place}[{number}]") for number, value in enumerate(values)]
 
     def words(self) -> list[str]:
-        """Look for text, alone or in a list; anything else here is nobody's error."""
+        """Look for text, alone or in a list; anything else found here is not an error."""
         values = self.value if isinstance(self.value, list) else [self.value]
         return [value for value in values if isinstance(value, str)]
 
