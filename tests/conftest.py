@@ -1,4 +1,4 @@
-"""Fixtures: short folders, the fake driver, the program; and the guard that no test leaves a process behind."""
+"""Fixtures: short folders, the fake driver, the program; and the guard against tests that leave a process behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ProbeFactory(Protocol):
-    """Starts the program; what was started ends with the test."""
+    """Starts the program; whatever it started ends with the test."""
 
     def __call__(
         self, *args: str, env: Mapping[str, str] | None = None, user: int | None = None, listeners: int = 1
@@ -38,10 +38,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # a worker is ended by whoever started it
-        # A thread that a failed test left must not keep the process from its end.
+        # A thread that a failed test left behind must not keep the process from ending.
         faulthandler.dump_traceback_later(60, exit=True)
     if config.stash[_THE_FIRST]:
-        import image_engine  # which marks with the name of the run
+        import image_engine  # which marks things with the run's name
 
         image_engine.remove_all()
         this_run.end()
@@ -49,7 +49,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a fixture of their file go to the same worker; those that take long begin early."""
+    """Tests that share a fixture of their file go to the same worker; long ones start early."""
     for item in items:
         assert isinstance(item, pytest.Function)
         for definitions in item._fixtureinfo.name2fixturedefs.values():
@@ -59,14 +59,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         patience = max((mark.args[0] for mark in item.iter_markers("timeout")), default=0)
         if patience > IMAGE_SECONDS or item.path.name == "test_image.py":
-            turns[item] = 0  # where the images are made, too
+            turns[item] = 0  # with the making of the images
         elif patience == IMAGE_SECONDS:
-            turns[item] //= 2  # when they are there
+            turns[item] //= 2  # once they are there
     items.sort(key=turns.__getitem__)
 
 
 def _children() -> dict[int, str]:
-    """Our child processes with their command lines, including ended ones that nobody waited for."""
+    """Our child processes with their command lines, including those that have ended and not been waited for."""
     children = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -78,7 +78,7 @@ def _children() -> dict[int, str]:
 
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
-    """Fails a test that leaves child processes behind, and ends them for the sake of the next tests."""
+    """Fails a test that leaves child processes behind, and ends them so that they do not disturb later tests."""
     before = _children()
     yield
     left = {pid: command for pid, command in _children().items() if pid not in before}

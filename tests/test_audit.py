@@ -38,7 +38,7 @@ FOUND = {
 
 @contextlib.contextmanager
 def database(status: int, vulnerable: str = "", most: int = 1_000_000) -> Iterator[tuple[str, list[str]]]:
-    """Its address, and the packages that it was asked for; after most of them it is overloaded."""
+    """Its address, and the packages it was asked about; after most of them it is overloaded."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -98,7 +98,7 @@ def test_without_the_database_that_is_said_and_nothing_fails(status: int) -> Non
     with database(status or 200) as (service, _):
         if status:
             done = run(service)
-    if not status:  # nobody listens there any longer
+    if not status:  # nobody listens there any more
         done = run(service)
     assert done.returncode == 0
     assert done.stdout == (

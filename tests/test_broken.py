@@ -9,7 +9,7 @@ import program
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """One in which modules in this folder stand before the real ones."""
+    """One in which the modules in this folder hide the real ones."""
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(program.ROOT)])}
 
 
@@ -25,7 +25,7 @@ def test_a_module_of_ours_that_cannot_be_loaded(folder: Path) -> None:
 
 
 def test_once_says_nothing_while_it_loads_and_then_what_was_wrong(folder: Path) -> None:
-    """On a terminal, where it would say at once what it waits for; here there is nothing yet to wait for."""
+    """On a terminal, where it would soon say what it is waiting for; here there is nothing to wait for yet."""
     (folder / "grpc.py").write_text("import time\ntime.sleep(1)\nraise ImportError('no such thing')\n")
     terminal, standard_error = pty.openpty()
     try:

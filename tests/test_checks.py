@@ -21,7 +21,7 @@ MISSING = Verdict(Outcome.UNREACHABLE, "no such file or directory", "cannot conn
 
 
 class Gate:
-    """A check whose beginning is told and whose end is given, each through a queue."""
+    """A check that reports its beginning and is told when to end, each through a queue."""
 
     def __init__(self) -> None:
         self.begun: Queue[None] = Queue()
@@ -39,7 +39,7 @@ class Gate:
 
 
 class Running:
-    """Checks on a thread of their own, until the end of a `with`."""
+    """Checks on a thread of their own, until the `with` ends."""
 
     def __init__(
         self,

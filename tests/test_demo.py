@@ -1,4 +1,4 @@
-"""`make demo`: as README promises it, and with a program that does not do as it should."""
+"""`make demo`: as the README promises, and with a program that misbehaves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_it_ends_as_expected() -> None:
     "script",
     [
         "echo no such Python >&2; exit 127",
-        # That serves nobody, and ends when it is asked.
+        # It serves nobody, and ends when asked.
         """echo '"Serving" address="127.0.0.1:1"' >&2; echo 'no such Python' >&2; exit 127""",
     ],
 )
@@ -42,7 +42,7 @@ def test_a_program_that_ends_ends_the_demo_at_once_with_its_words(folder: Path, 
     done = play(file)
 
     assert done.returncode == 1
-    # It has waited for nothing.
+    # It did not wait for anything.
     assert "EXPECTED" not in done.stdout
     assert done.stdout.endswith(
         "\nThe demo cannot go on: the program has ended, exit code 127, and said:\n  no such Python\n"
@@ -50,7 +50,7 @@ def test_a_program_that_ends_ends_the_demo_at_once_with_its_words(folder: Path, 
 
 
 def test_an_answer_that_is_another_fails_it(folder: Path) -> None:
-    """A program that says `fine` where `ok` is expected, from the first on."""
+    """A program that says `fine` where `ok` is expected, from the beginning."""
     file = folder / "livenessprobe"
     file.write_text(
         f"""#!{sys.executable}

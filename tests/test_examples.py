@@ -1,4 +1,4 @@
-"""examples/: the driver that is told what to be, and `make play` in a terminal and without one."""
+"""examples/: the driver, which is told how to behave, and `make play` in a terminal and without one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Terminal:
         self._news = threading.Condition()
         self._theirs = theirs
         environment = {**os.environ, "TERM": "xterm-256color", "PLAYED_BY": str(os.getpid())}
-        # With this terminal as its own, so that ^C is a signal.
+        # With this terminal as its controlling one, so that ^C is a signal.
         self.process = subprocess.Popen(
             [sys.executable, "-c", TAKE_TERMINAL, *command],
             stdin=theirs,
@@ -119,7 +119,7 @@ TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTT
 
 
 def processes_of_plays() -> set[str]:
-    """The command lines of drivers and programs that plays of this test have started, whosever children they are now."""
+    """The command lines of drivers and programs that this test's plays have started, whoever their parents are now."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -138,7 +138,7 @@ def terminal() -> Iterator[Terminal]:
 def test_play_in_a_terminal(terminal: Terminal, end: str) -> None:
     before = terminal.settings()
     terminal.wait("The driver is ")
-    assert terminal.settings() != before  # each key counts as it is pressed
+    assert terminal.settings() != before  # each key takes effect as it is pressed
 
     for key, texts in {
         "f": ["failing", "rpc error: code = Internal desc = the disk is gone"],
@@ -160,7 +160,7 @@ def test_play_in_a_terminal(terminal: Terminal, end: str) -> None:
     assert terminal.process.wait(30) == (end == "SIGTERM")
     assert terminal.settings() == before
     assert not processes_of_plays()
-    # The cursor is there again, and what was on the screen before.
+    # The cursor is back, and so is what was on the screen before.
     for restored in ("\x1b[?25h", "\x1b[?1049l"):
         terminal.wait(restored, anew=False)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HOST = b"Host: x\r\n"
 
-# What clients of other protocols begin with. They wait for an answer, and send nothing that looks like a head's end.
+# What clients of other protocols begin with. They wait for an answer, and send nothing that looks like the end of a head.
 NO_HTTP1: dict[str, bytes] = {
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -89,7 +89,7 @@ MALFORMED: dict[str, tuple[bytes, int]] = {
     "too many fields": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A:b\r\n" * 4000 + b"\r\n", 431),
 }
 
-# What is odd, and right all the same.
+# Odd, but right all the same.
 FINE: dict[str, bytes] = {
     "HTTP/1.1": b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n",
     "HTTP/1.0": b"GET /healthz HTTP/1.0\r\n\r\n",
@@ -229,7 +229,7 @@ def test_a_head_without_its_end_is_none(missing: bytes) -> None:
 
 @pytest.mark.parametrize("sent", NO_HTTP1.values(), ids=NO_HTTP1)
 def test_what_cannot_become_a_request_is_known_at_once(sent: bytes) -> None:
-    """As early as it can be, however few bytes come at a time."""
+    """As early as possible, however few bytes come at a time."""
     sent = sent.lstrip(b"\r\n")
     first = next(size for size in range(1, len(sent) + 1) if head_size(sent[:size]))
 
@@ -370,7 +370,7 @@ def test_answers_may_come_later() -> None:
 
 
 def test_answers_of_one_kind_share_a_head() -> None:
-    """Within a second: in one of a few tries no second ends."""
+    """Within one second: at least one of a few tries does not cross into the next."""
     assert any(head_of(Response(200, b"ok")) is head_of(Response(200, b"ko")) for _ in range(10))
     for other in (Response(500, b"ok"), Response(200, b"okay"), Response(200, b"ok", "text/x")):
         assert head_of(other) != head_of(Response(200, b"ok"))

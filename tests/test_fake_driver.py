@@ -1,4 +1,4 @@
-"""What other tests take for granted of the fake driver, seen by a plain gRPC client: what it counts, and how it ends."""
+"""What other tests take for granted about the fake driver, as a plain gRPC client sees it: its counts and its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from fake_driver import FakeDriver
 
 OPTIONS = [
-    # A connection for each channel, as a new client would have.
+    # One connection per channel, as a new client would have.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_metadata_size", 16 << 20),
     ("grpc.absolute_max_metadata_size", 16 << 20),
@@ -31,7 +31,7 @@ def channel_to(address: str) -> grpc.Channel:
 
 
 def ask(channel: grpc.Channel, method: str = "Probe", timeout: float = 20.0) -> Any:
-    """The bytes of the reply, or code and text of the error."""
+    """The bytes of the reply, or the code and text of the error."""
     call: Any = channel.unary_unary(fake_driver.SERVICE + method)
     try:
         return call(b"", timeout=timeout)

@@ -36,7 +36,7 @@ GET = FINE["HTTP/1.1"]
 NO_ANSWER = f"rpc error: code = DeadlineExceeded desc = no answer to {SERVICE}Probe in time"
 MIB = 2**20
 
-# Most run the built file; those that between them reach every line run the sources as well, to measure that.
+# Most run the built file; a few that together reach every line also run the sources, to measure that.
 BOTH = pytest.mark.parametrize(
     "command", [program.built(), program.MODULE], ids=["file", "sources"], indirect=True
 )
@@ -60,7 +60,7 @@ def answer_on(client: socket.socket) -> tuple[int, str]:
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    """For what the kernel reports no event for."""
+    """For things the kernel reports no event for."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -68,7 +68,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 class Node:
-    """What the program believes about its node."""
+    """What the program is made to believe about its node."""
 
     def __init__(self, library: Path, file: Path) -> None:
         self.env = {"LD_PRELOAD": str(library), "FAKE_NODE": str(file)}
@@ -80,7 +80,7 @@ class Node:
         self._set(0, int(hours * 3600))
 
     def limit_threads(self, most: int) -> None:
-        """Have each process get so many threads in its life, as where a pod has all that it may have."""
+        """Let each process start this many threads in its life, as if its pod had reached its limit."""
         self.deny_threads(most + 1, sys.maxsize)
 
     def deny_threads(self, first: int, last: int) -> None:
@@ -144,7 +144,7 @@ def test_a_clock_that_is_stepped_changes_no_check_and_no_wait(
             assert 0.4 < answer.seconds < 15
             driver.start()
 
-        # Given up when its time is over, and the name asked for again: neither hours early nor hours late.
+        # Given up when its time is over, and the name asked for again: neither hours too early nor hours too late.
         driver.set("name", name="late.csi.k8s.io")
         with probe.connect(timeout=60) as silent:
             assert probe.get("/nothing").status == 404  # by now it is accepted
@@ -174,7 +174,7 @@ def test_suspended_and_resumed_it_goes_on(
 
 
 def test_suspended_in_a_check_it_goes_on(driver: FakeDriver, probe: program.Probe) -> None:
-    """Meanwhile the driver answers, and then the check's time is over too."""
+    """Meanwhile the driver answers, but the check's time has also run out."""
     driver.set("hang")
     client = ask(probe)
     driver.wait(probing=1)
@@ -303,7 +303,7 @@ def test_on_one_thread_a_signal_ends_it_within_a_second(
 def test_without_a_thread_for_the_name_it_serves(
     driver: FakeDriver, probe_factory: ProbeFactory, node: Node, socket_path: Path
 ) -> None:
-    node.deny_threads(3, sys.maxsize)  # after those that write the log and check
+    node.deny_threads(3, sys.maxsize)  # after those for the log and the checks
     probe = probe_factory(*arguments(socket_path), env=node.env)
     probe.wait_for_log('"Going on without a thread" thread="name"')
     assert probe.get().text == "ok"
@@ -313,7 +313,7 @@ def test_without_a_thread_for_the_name_it_serves(
 def test_the_threads_of_the_start_are_all_it_needs(
     driver: FakeDriver, probe_factory: ProbeFactory, node: Node, socket_path: Path
 ) -> None:
-    """A pod may have as many processes and threads as it may have, at any later moment."""
+    """At any later moment the pod may reach its limit of processes and threads."""
     driver.set("name", name="one.csi.k8s.io")
     probe = probe_factory(*arguments(socket_path, "600ms"), "-v=5", env=node.env)
     probe.wait_for_log("Learnt the CSI driver's name")
@@ -351,7 +351,7 @@ def test_the_threads_of_the_start_are_all_it_needs(
 
 
 def test_out_of_memory_clients_are_evicted_and_it_recovers(driver: FakeDriver, probe: program.Probe) -> None:
-    """As where the node grants no memory beyond what is in use; the kernel that kills is in test_image.py."""
+    """As if the node granted no memory beyond what is in use; a kernel that kills is in test_image.py."""
     assert probe.get().status == 200
     driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
     program.allow_descriptors(2200)
@@ -367,7 +367,7 @@ def test_out_of_memory_clients_are_evicted_and_it_recovers(driver: FakeDriver, p
 
 
 def test_with_too_little_memory_for_a_thread_it_serves_on_one(driver: FakeDriver, socket_path: Path) -> None:
-    """How little that is depends on the Python; with less than it needs to load, it ends."""
+    """How little that is depends on the Python; with less than loading needs, it ends."""
     program.run_once(["--version"])  # unpacked by now
     verdicts: set[str] = set()
     alone: list[str] = []
@@ -398,7 +398,7 @@ def test_once_needs_no_thread(driver: FakeDriver, node: Node) -> None:
 
 @BOTH
 def test_without_threads_for_grpc_a_check_ends_in_time(command: list[str] | None, node: Node) -> None:
-    """Targets that are no unix socket need some: those of a channel, or those inside gRPC, which then ends no call."""
+    """Targets other than unix sockets need some: for a channel, or inside gRPC, which without them never ends a call."""
     told = set()
     with FakeDriver("127.0.0.1:0") as driver:
         flags = [
@@ -428,7 +428,7 @@ def test_without_threads_for_grpc_a_check_ends_in_time(command: list[str] | None
 
 @pytest.fixture
 def confined(folder: Path) -> Iterator[Callable[..., Container]]:
-    """`confined("--cpus=1", …)` starts the built file, on this machine's own files, in a container that has no more."""
+    """`confined("--cpus=1", …)` starts the built file, over this machine's own files, in a container with those limits."""
     if reason := missing():
         pytest.skip(reason)
     unpacked = folder / "unpacked"
@@ -462,10 +462,10 @@ def test_a_twentieth_of_a_cpu_is_enough(driver: FakeDriver, confined: Callable[.
         driver.set(behaviour, message="no disk")
         answer = container.get(host=address)
         assert answer.status == status
-        # The default of --probe-timeout, and what kubelets are told to wait.
+        # The default of --probe-timeout, and what kubelets are told to wait for.
         assert answer.seconds < 3
     driver.set("hang")
-    # The kernel may stop us for 95 ms out of 100, just when the time is up: seldom, and never for long.
+    # The kernel may stop us for 95 ms out of 100 just when the time is up: seldom, and never for long.
     late = [container.get(host=address).seconds for _ in range(3)]
     assert min(late) < 3
     assert max(late) < 3.3
@@ -475,7 +475,7 @@ def test_a_twentieth_of_a_cpu_is_enough(driver: FakeDriver, confined: Callable[.
 
 
 def test_a_port_that_was_taken_and_is_freed(driver: FakeDriver, socket_path: Path) -> None:
-    """Even right after a probe that was killed while it had clients."""
+    """Even right after a probe was killed while it had clients."""
     port = program.free_port()
     args = [f"--csi-address={socket_path}", f"--health-port={port}"]
     with program.Probe(args) as first, contextlib.ExitStack() as clients:
@@ -506,7 +506,7 @@ def may(*command: str) -> bool:
 
 @pytest.mark.skipif(not may(*NAMESPACE), reason="needs name spaces")
 def test_a_folder_that_is_mounted_late_and_anew(folder: Path, socket_path: Path) -> None:
-    """As when the kubelet makes the volume again under a running container."""
+    """As when the kubelet recreates the volume under a running container."""
     seen = folder / "seen"
     seen.mkdir()
     args = arguments(seen / "csi.sock", "500ms")
@@ -529,7 +529,7 @@ def test_a_folder_that_is_mounted_late_and_anew(folder: Path, socket_path: Path)
 
 
 class Figures:
-    """What a probe holds, and that it does not grow."""
+    """What a probe holds, which must not grow."""
 
     def __init__(self, probe: program.Probe) -> None:
         self._probe = probe

@@ -1,6 +1,6 @@
-"""What strangers send: heads of requests, a driver's bytes, a command line. None of it makes the program fail or wait.
+"""What strangers send: request heads, a driver's bytes, command lines. None of it makes the program fail or wait.
 
-Bytes are made from meaningful ones, and then damaged: what is random from the start never gets far.
+Bytes are made of meaningful pieces, and then damaged: pure randomness never gets far.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 
 # Longer than anything here takes.
 PATIENCE = 20.0
-# For peers that may say nothing more.
+# For peers that may say no more.
 BRIEF = 0.25
-# Of CPU time, not by the clock; anything that takes a second for 16 KiB lets a client starve the kubelet.
+# CPU time, not time by the clock; anything that takes a second for 16 KiB lets a client starve the kubelet.
 MOST_CPU_SECONDS = 0.5
 
 
@@ -114,7 +114,7 @@ CORPUS = [*FINE.values(), *(head for head, _ in MALFORMED.values())]
 HEADS = damaged(st.sampled_from(CORPUS) | _heads()) | st.binary(max_size=300)
 
 
-# A first line of HTTP/1, and what can make one of its beginning.
+# A first line of HTTP/1, and what can complete its beginning.
 REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [^\x00-\x20\x7f]+ HTTP/1\.[0-9]\r?")
 RESTS = [b"G / HTTP/1.1"[cut:] for cut in range(13)]
 
@@ -134,7 +134,7 @@ def whole_head(stream: bytes) -> bytes | None:
 
 
 def answer_to(head: bytes) -> tuple[str, Answer]:
-    """The method that was read, and the answer, where each route says 500."""
+    """The method that was read, and the answer; every route says 500."""
     responses: list[Response] = []
     request = Exchange(head)
     request.ask(dict.fromkeys(PATHS, healthz), responses.append)
@@ -165,7 +165,7 @@ def test_heads_are_found_wherever_they_are_cut(tally: Tally, stream: bytes, cut:
     expected = whole_head(stream)
 
     assert bool(head) == (expected is not None)
-    if expected and head != expected:  # it was seen sooner, or later, that no request can come of it
+    if expected and head != expected:  # it was noticed sooner, or later, that this cannot become a request
         assert answer_to(head)[1].status == answer_to(expected)[1].status == 400
 
 
@@ -189,7 +189,7 @@ def test_no_head_takes_long(tally: Tally, pattern: str, end: str) -> None:
 
 
 def test_streams_of_clients(tally: Tally, probe_factory: ProbeFactory, socket_path: Path) -> None:
-    # Without a driver, each check fails at once.
+    # Without a driver, every check fails at once.
     probe = probe_factory(
         f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--connection-timeout=0", "-v=5"
     )
@@ -226,13 +226,13 @@ def test_streams_of_clients(tally: Tally, probe_factory: ProbeFactory, socket_pa
 # ---- what a driver sends
 
 
-# What a peer says at least that takes a call for a success: `00` is a way to write it.
+# The least that a peer must say for a call to count as a success: `00` is one way to write it.
 OK = re.compile(rb"\x0bgrpc-status[\x01-\x7f]0")
 HEAD = b"\x88" + field(b"content-type", b"application/grpc")  # 0x88: `:status: 200`
 GOAWAY = 7
 END_STREAM, END_HEADERS = 1, 4
 HAPPY = (Exit.OK, Exit.NOT_READY)
-# Few, as each is a label in metrics.
+# Only a few, as each is a label in the metrics.
 REASONS = {
     *(
         "OK",
@@ -244,7 +244,7 @@ REASONS = {
     *GO_NAMES.values(),
     *(os.strerror(number).lower() for number in errno.errorcode),
 }
-# Each byte of what was cut may be shown as four characters.
+# Each byte of the cut text may be shown as four characters.
 LONGEST_LINE = 4 * LONGEST_TEXT + 1
 
 REPLIES_OF_ALL_KINDS = damaged(
@@ -289,7 +289,7 @@ class Script(NamedTuple):
     begins: Literal["at once", "greeted", "called"]
     says: bytes
     stays: bool
-    """Silent, when all is said."""
+    """Silent once everything is said."""
 
 
 ANSWERS = st.builds(
@@ -304,7 +304,7 @@ GREETINGS = st.builds(
     damaged(st.just(peers.SETTINGS + peers.GOAWAY))
     | damaged(st.lists(FRAMES, max_size=4).map(lambda frames: peers.SETTINGS + b"".join(frames)))
     | st.binary(max_size=40),
-    # What goes on after too little costs the whole timeout.
+    # A peer that goes on after too little costs the whole timeout.
     st.sampled_from([False, False, False, True]),
 )
 
@@ -328,7 +328,7 @@ class Actor:
 
 
 def _has_headers(received: bytes) -> bool:
-    """Whether a client's bytes have come to its call."""
+    """Whether a client's bytes have reached its call."""
     at = len(peers.PREFACE)
     while at + 9 <= len(received):
         if received[at + 3] == 1:
@@ -361,7 +361,7 @@ def _check_once(actor: Actor, socket_path: Path, script: Script) -> None:
 
 @pytest.mark.timeout(900)
 def test_peers_that_say_anything(tally: Tally, actor: Actor, socket_path: Path) -> None:
-    # A process for each, as some bytes may end it.
+    # One process for each, as some bytes may end it.
     @given(SCRIPTS)
     @effort(40)
     def check(script: Script) -> None:
@@ -372,7 +372,7 @@ def test_peers_that_say_anything(tally: Tally, actor: Actor, socket_path: Path) 
 
 
 def test_any_code_of_goaway_is_survived(actor: Actor, socket_path: Path) -> None:
-    """With some versions of grpcio, a code beyond those that HTTP/2 defines for gRPC ends the process."""
+    """With some versions of grpcio, a code beyond those defined by HTTP/2 ends the process."""
     for code in (13, 14, 70007):
         says = peers.frame(GOAWAY, struct.pack(">II", 0, code))
         _check_once(actor, socket_path, Script("called", says, stays=False))
@@ -413,7 +413,7 @@ def test_the_program_beside_peers_that_say_anything(
         assert response.seconds < PATIENCE
         assert response.status in (200, 500)
         assert response.text.isprintable()
-        # Only who says so is taken for healthy.
+        # Only a peer that says so counts as healthy.
         assert OK.search(script.says) or response.status == 500
 
     ask()
@@ -531,7 +531,7 @@ def test_no_value_takes_long(tally: Tally, flag: goflags.Flag, pattern: str, end
     assert time.process_time() - begin < MOST_CPU_SECONDS
 
 
-# Whatever was said before (the first of these may be taken for a value), it ends at once; the driver is not there.
+# Whatever comes before (the first of these may be taken for a value), it ends at once; there is no driver.
 AT_ONCE = [
     "--once",
     "--once",

@@ -1,6 +1,6 @@
-"""What drivers may say to a call, at random: it never fails in another way than it may, and never waits beyond its time.
+"""What drivers may say to a call, at random: it only fails in the ways it may, and never waits beyond its time.
 
-And beside grpcio as the client: on a server that keeps to the rules, both are to find the same.
+And beside grpcio as the client: on a server that keeps to the rules, both must find the same.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["tally"]  # a fixture
 
 BRIEF = 0.1
-# Much less is queued at a time, whatever the peer says.
+# Much less than that is queued at a time, whatever the peer says.
 MOST_QUEUED = 1 << 20
 
-# Not one whose status is in pieces: nobody could tell by its words that it says so.
+# Not one whose status is in pieces: nobody could tell that from its words.
 SAID = [
     b"".join(step for step in steps if isinstance(step, bytes))
     for name, case in CASES.items()
@@ -53,20 +53,20 @@ WORDS = (
     | SCRIPTS.map(lambda script: HELLO + script.says)
     | st.binary(max_size=100).map(HELLO.__add__)
 )
-# `00` is a way to write it.
+# `00` is one way to write it.
 OK = re.compile(rb"\x0bgrpc-status[\x01-\x7f][+-]?0")
 CODES = {code_name(number) for number in range(17)}
 
 
 def assert_possible(found: Reply | Unreachable, said: bytes) -> None:
-    """Of words that any peer may say."""
+    """Made of words that any peer may say."""
     if isinstance(found, Unreachable):
         assert found.reason in ("closed by the peer", "connection reset", "the peer does not speak HTTP/2")
         return
     assert found.code in CODES or re.fullmatch(r"Code\(\d{2,10}\)", found.code)
     assert (found.payload is not None) == (found.code == "OK")
     assert bool(found.message) or found.code == "OK" or b"grpc-status" in said
-    # Only who says so is taken for healthy.
+    # Only a peer that says so counts as healthy.
     assert found.code != "OK" or OK.search(said)
 
 
@@ -165,7 +165,7 @@ class Answer(NamedTuple):
 
 
 def _escaped(text: str) -> bytes:
-    """As the gRPC protocol says: what is printable ASCII, and no percent sign, stands for itself."""
+    """As the gRPC protocol says: printable ASCII other than the percent sign stands for itself."""
     return b"".join(
         bytes([byte]) if 0x20 <= byte < 0x7F and byte != 0x25 else b"%%%02X" % byte for byte in text.encode()
     )
@@ -187,7 +187,7 @@ def _answers(draw: DrawFn) -> Answer:
     trailers_only = bool(code) and draw(st.booleans())
     has_reply = not code or (not trailers_only and draw(st.booleans()))
     reply = draw(st.binary(max_size=50) | st.integers(0, 60_000).map(bytes)) if has_reply else None
-    # What people write, and long ones; grpcio drops a message of a success, which has none.
+    # What people write, and long ones; grpcio drops the message of a success, which should have none.
     text = draw(st.text() | st.integers(1, 9000).map("x".__mul__)) if code else ""
     sizes = draw(st.lists(st.integers(0, 20_000), max_size=4))
     return Answer(

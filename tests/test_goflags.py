@@ -136,7 +136,7 @@ def test_no_durations(text: str, said: str) -> None:
     assert [whole for whole in NO_DURATION if re.fullmatch(whole, str(caught.value))]
 
 
-# All that may be wrong with a duration, word for word.
+# Everything that may be wrong with a duration, word for word.
 NO_DURATION = (
     r"duration too long: the longest is 2562047h",
     r"missing unit in duration: write .* for seconds, .* for milliseconds",
@@ -220,7 +220,7 @@ VALUES = {
 
 @st.composite
 def spelled_flags(draw: st.DrawFn) -> tuple[str, str, list[str]]:
-    """A name, its value, and the arguments that say so."""
+    """A name, its value, and the arguments that give it."""
     name = draw(st.sampled_from(list(VALUES)))
     value = draw(VALUES[name])
     dashes = draw(st.sampled_from(["-", "--"]))

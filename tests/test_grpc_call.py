@@ -1,4 +1,4 @@
-"""grpc_call.py: what grpcio says of servers, of peers that are none, and of a node that denies it things."""
+"""grpc_call.py: what grpcio says about servers, about peers that are not, and about a node that denies it things."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def failed(target: str, seconds: float = PATIENCE) -> Unreachable:
 
 @contextmanager
 def serving(answer: Callable[[bytes, grpc.ServicerContext], Sequence[bytes]]) -> Iterator[str]:
-    """A server that says so many messages; yields its address."""
+    """A server that replies with this many messages; yields its address."""
 
     class Handler(grpc.GenericRpcHandler):
         def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -121,7 +121,7 @@ def test_a_deadline_that_has_passed_is_kept() -> None:
         assert call(target, -1) == TOO_LATE
 
 
-# What the C core says, too, where it has begun the call before it reads what was said first.
+# What the C core also says if it has begun the call before it reads what the peer said first.
 RACES = {"GOAWAY before the call, then a new connection": "Unavailable"}
 
 

@@ -80,7 +80,7 @@ def test_one_shot_waits_for_the_socket_and_then_for_the_answer() -> None:
 
 
 class World:
-    """Time and a driver: an attempt takes `cost` seconds and finds what `found` says of its time."""
+    """Time and a driver: an attempt takes `cost` seconds and finds what `found` gives for that time."""
 
     def __init__(self, found: Callable[[float], Verdict], cost: float = 0.0, stop_at: float = 1e9) -> None:
         self.now = 1000.0
@@ -129,7 +129,7 @@ def test_a_missing_socket_is_retried_until_the_smaller_time(connection: float, p
 
 @pytest.mark.parametrize("cost", [0.0, 0.01, 0.3, 1.0])
 def test_no_attempt_has_less_time_than_the_one_before_took(cost: float) -> None:
-    """It would find that its time is up, and hide the reason."""
+    """It would only run out of time, and hide the reason."""
     world = World(lambda _: MISSING, cost)
 
     assert world.check(served(30, 3)) is MISSING

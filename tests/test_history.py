@@ -1,4 +1,4 @@
-"""The changes in a row of verdicts, and what of them is worth a line."""
+"""The changes in a row of verdicts, and which of them are worth a line."""
 
 from __future__ import annotations
 

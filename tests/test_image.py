@@ -1,4 +1,4 @@
-"""The image, in a real Docker engine: as each user, hardened, small, cold, in a pod; what is in it, and for arm64."""
+"""The image, in a real Docker engine: as various users, hardened, small, cold, in a pod; its contents, and for arm64."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     Files: TypeAlias = dict[str, tarfile.TarInfo]
 
-pytestmark = pytest.mark.timeout(600)  # an image is built, and maybe the one to build it in
+pytestmark = pytest.mark.timeout(600)  # builds an image, and maybe the one to build it in
 
 ROOT = program.ROOT
 PYTHON = f"/usr/bin/python{image.PYTHON}"
@@ -60,7 +60,7 @@ MACHINES = {"amd64": 62, "arm64": 183}  # of elf.h
 
 
 class Archive:
-    """An image that `docker save` would write: its configuration, its layers, and all of their files."""
+    """An image as `docker save` writes it: its configuration, its layers, and all of their files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,7 +96,7 @@ def engine() -> None:
 
 
 def loaded(architecture: str) -> Archive:
-    """The image for an architecture, in the engine too."""
+    """The image for an architecture, loaded into the engine."""
     archive = Archive(built_images.archives()[f"linux/{architecture}"])
     must("load", f"--input={archive.path}")
     return archive
@@ -162,7 +162,7 @@ LOCKED = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", kept.LOCK.read_text()))
 def test_serves_as_any_user_without_any_privilege(
     user: str, run: Callable[..., Container], driver: FakeDriver
 ) -> None:
-    # No HOME, no network but the loopback, no shared memory, and nothing that could be written to.
+    # No HOME, no network but the loopback, no shared memory, and nothing writable.
     options = [*USERS[user], "--env=HOME=", "--ipc=none", "--network=host"]
     ports = program.free_port(), program.free_port()
     container = run(
@@ -197,7 +197,7 @@ def test_serves_as_any_user_without_any_privilege(
 def test_user_who_may_not_use_the_socket_is_told_why(
     run: Callable[..., Container], once: Callable[..., subprocess.CompletedProcess[str]], driver: FakeDriver
 ) -> None:
-    Path(driver.target).chmod(0o755)  # as node drivers make them
+    Path(driver.target).chmod(0o755)  # as node drivers create them
     text = (
         "cannot connect to /csi/csi.sock: permission denied "
         f"(this program is uid 65532, the socket belongs to uid {os.geteuid()}, mode 0755; "
@@ -247,7 +247,7 @@ def test_stops_within_a_second(state: str, run: Callable[..., Container], driver
         assert "Traceback" not in container.log()
         return seconds
 
-    # The engine has its part in it.
+    # The engine takes part of that.
     assert program.best_of(2, seconds_to_stop) < 1
 
 
@@ -265,7 +265,7 @@ def test_small_memory_and_cold_page_cache(
     limits = [f"--memory={mebibytes}m", f"--memory-swap={mebibytes}m", f"--volume={folder}:/csi:ro"]
     for _ in range(2):  # for the same reason as with its starts
         with ExitStack() as containers:
-            # With time to spare: on a machine with other work, the driver is slow at times, which is no answer's fault.
+            # With time to spare: on a machine with other work the driver is slow at times, which is not the answer's fault.
             flags = [ADDRESS, "--v=0", "--probe-timeout=20s"]
             container = _started_in_time(containers, *HARDENED, *limits, built.tag, *flags)
             memory = container.memory()
@@ -294,10 +294,10 @@ def _started_in_time(containers: ExitStack, *arguments: str) -> Container:
         container.forget()
         container.start()
         ready = container.wait_until_healthy()
-        # Since the fork of the process that became the container's: Docker's part is in this, too.
+        # Since the fork of the process that became the container's: this includes Docker's part.
         started = int(Path(f"/proc/{container.pid}/stat").read_text().rpartition(")")[2].split()[19])
         taken = ready - started / os.sysconf("SC_CLK_TCK") + _suspended()
-        # What it waited for a processor tells of the machine's other work.
+        # The time it waited for a processor is due to the machine's other work.
         starts.append(taken - _waited_for_processors(container.pid))
         if starts[-1] >= 1:
             container.stop()
@@ -305,14 +305,14 @@ def _started_in_time(containers: ExitStack, *arguments: str) -> Container:
 
 
 def _waited_for_processors(pid: int) -> float:
-    """Seconds, of all its threads."""
+    """In seconds, of all its threads."""
     return (
         sum(int(file.read_text().split()[1]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
     )
 
 
 def _hardship(container: Container) -> dict[str, float]:
-    """Many checks, then a storm of clients that never finish what they begin; the slowest check of each."""
+    """Many checks, then a storm of clients that never finish their requests; the slowest check of each."""
     host = container.address
     seconds = {"one of 5,000 checks": max(_checks(container, host, 5000, clients=4))}
     with ExitStack() as storm:
@@ -327,7 +327,7 @@ def _hardship(container: Container) -> dict[str, float]:
 
 
 def _suspended() -> float:
-    """Seconds by which the clock that processes' starts are told in is ahead of the monotonic one."""
+    """By how many seconds the clock used for the start of processes is ahead of the monotonic one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic() if sys.platform == "linux" else 0
 
 
@@ -381,7 +381,7 @@ def test_strangers_who_do_not_read_kill_no_small_container(
 
 
 def test_the_engine_keeps_to_its_limit_of_memory(built: Archive) -> None:
-    """Shows that the tests above can fail: what takes more is killed."""
+    """Shows that the tests above can fail: whatever takes more is killed."""
     limits = ["--memory=24m", "--memory-swap=24m", f"--entrypoint={PYTHON}"]
     with created(*HARDENED, *limits, built.tag, "-IS", "-c", "b'x' * (32 << 20)") as container:
         container.start()
@@ -399,7 +399,7 @@ def test_the_engine_keeps_to_its_limit_of_memory(built: Archive) -> None:
 def test_serves_under_a_seccomp_profile(
     call: str, error: int, run: Callable[..., Container], driver: FakeDriver, tmp_path: Path
 ) -> None:
-    """As those of engines that are older than the calls; each profile denies one, after the engine's own use of it."""
+    """Like those of engines older than the calls; each profile denies one, after the engine itself has used it."""
     profile = tmp_path / "profile.json"
     denied = {"names": [call], "action": "SCMP_ACT_ERRNO", "errnoRet": error}
     profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}))
@@ -505,7 +505,7 @@ def test_a_target_that_is_not_a_socket_is_judged(
 def test_a_node_that_grants_no_file_in_memory_is_told_of(
     once: Callable[..., subprocess.CompletedProcess[str]], folder: Path, driver: FakeDriver
 ) -> None:
-    """Only targets other than unix sockets need one: what they take is unpacked into it."""
+    """Only targets other than unix sockets need one: what they need is unpacked into it."""
     denied = {"names": ["memfd_create"], "action": "SCMP_ACT_ERRNO"}
     profile = folder / "profile.json"
     profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}))
@@ -554,7 +554,7 @@ def test_flags_are_all_tried() -> None:
 def test_every_flag_and_every_path(
     flags: list[str], run: Callable[..., Container], folder: Path, driver: FakeDriver
 ) -> None:
-    """Each must find in the image what it imports at its first use."""
+    """Each must find in the image what it imports when first used."""
     with FakeDriver("127.0.0.1:0") as tcp_driver:
         port = program.free_port()
         arguments = [flag.format(tcp=tcp_driver.address.rpartition(":")[2]) for flag in flags]
@@ -603,7 +603,7 @@ def test_every_flag_and_every_path(
 
 
 def test_what_is_missing_was_left_out_on_purpose(built: Archive) -> None:
-    """Every module that is there finds all that it imports, but for what build/builder/contents.py says is not used."""
+    """Every module that is there finds all that it imports, except what build/builder/contents.py says is unused."""
     script = """
 import importlib, pkgutil, sys
 sys.path[:] = ["/usr/lib/livenessprobe", *sys.path[-2:]]
@@ -645,7 +645,7 @@ for folder in sys.path:
 
 def test_two_containers_as_in_a_pod(built: Archive) -> None:
     """They share a volume and a network namespace, and nothing of the host's."""
-    # The driver of the examples, run by the Python of the image: it needs only grpcio, of which half is there.
+    # The example driver, run by the image's Python: it needs only grpcio, of which half is there.
     start = """
 import sys
 sys.path.insert(0, "/usr/lib/livenessprobe")
@@ -662,7 +662,7 @@ exec(open("/driver.py").read())
         *("-IS", "-c", start, "--socket=/csi/csi.sock", "--name=pod.csi.k8s.io"),
     ]
     with volume() as name, ExitStack() as pod:
-        # What a pod's sandbox is: the owner of the network, which outlives the pod's containers.
+        # A pod's sandbox: it owns the network, and outlives the pod's containers.
         sleep = "import time; time.sleep(600)"
         sandbox = pod.enter_context(created(f"--entrypoint={PYTHON}", built.tag, "-IS", "-c", sleep)).start()
         shared = [f"--volume={name}:/csi", f"--network=container:{sandbox.id}"]
@@ -690,7 +690,7 @@ exec(open("/driver.py").read())
         assert 'driver_name="pod.csi.k8s.io"' in probe.get("/metrics").text
 
         def seconds_to_stop() -> float:
-            probe.start().wait_until_healthy()  # where it runs, nothing is started
+            probe.start().wait_until_healthy()  # if it runs already, nothing is started
             return probe.stop()
 
         assert program.best_of(2, seconds_to_stop) < 1
@@ -741,7 +741,7 @@ def test_nothing_is_compiled_or_unpacked_at_start(built: Archive) -> None:
     assert len(modules) > 200
     for name in modules:
         assert name.endswith(".pyc"), "a source: it would be compiled at each start"
-        # PEP 552: a hash is in it, and it is not to be checked.
+        # PEP 552: it has a hash, which is not to be checked.
         assert built.contents[name][4:8] == b"\x01\0\0\0", name
     assert len(built.contents["livenessprobe"]) < 1024, "the payload is in it a second time"
     large = [hashlib.sha256(data).digest() for data in built.contents.values() if len(data) > 60_000]
@@ -758,7 +758,7 @@ def test_only_the_program_can_be_executed(built: Archive) -> None:
 
 
 def test_scanners_see_all_packages(built: Archive) -> None:
-    """Every file of Debian's is told of in the database, and a scanner reads all that out of the image."""
+    """Every file of Debian's is in the database, and a scanner reads all of that from the image."""
     packages, sums = debian_packages(built), debian_sums(built)
     for path, digest in sums.items():
         assert hashlib.md5(built.contents[path]).hexdigest() == digest, path
@@ -778,7 +778,7 @@ def test_scanners_see_all_packages(built: Archive) -> None:
 
 
 def debian_packages(archive: Archive) -> dict[str, email.message.Message]:
-    """What the database says of each package."""
+    """What the database says about each package."""
     return {
         name.removeprefix(DATABASE): email.message_from_bytes(content)
         for name, content in archive.contents.items()
@@ -798,8 +798,8 @@ def debian_sums(archive: Archive) -> dict[str, str]:
 
 def test_trivy_finds_what_it_reads(built: Archive) -> None:
     """By its rules, in pkg/fanal/analyzer: os/debian, pkg/dpkg, language/python/packaging; and pkg/detector/ospkg/debian."""
-    # Without this file it takes the image for no Debian, and says nothing of Debian's packages. It reads the first line,
-    # and needs a release's number before the dot: testing and unstable, which have a name there, it does not look up.
+    # Without this file it does not take the image for Debian, and ignores Debian's packages. It reads the first line, and
+    # needs a release number before the dot: it does not look up testing and unstable, which have a name there.
     assert built.members["etc/debian_version"].isfile()
     first = built.contents["etc/debian_version"].decode().splitlines()[0]
     assert first.partition(".")[0] == "13"
@@ -815,7 +815,7 @@ def test_trivy_finds_what_it_reads(built: Archive) -> None:
     metadata = {name for name in built.contents if name.endswith(".dist-info/METADATA")}
     described = [email.message_from_bytes(built.contents[name]) for name in metadata]
     assert {each["Name"].replace("_", "-"): each["Version"] for each in described} == LOCKED
-    # What it finds in a package of Debian's it drops as a Python package.
+    # It drops a Python package that it finds in one of Debian's.
     assert not metadata & debian_sums(built).keys()
 
 
@@ -834,7 +834,7 @@ def test_syft_and_grype_find_what_they_read(built: Archive, architecture: str) -
         for reference in package.get("externalRefs", [])
         if reference["referenceType"] == "purl"
     ]
-    # Grype looks advisories up by the release and, of Debian's, by the source package.
+    # Grype looks advisories up by the release and, for Debian's, by the source package.
     for name, fields in debian_packages(built).items():
         [locator] = [
             each
@@ -846,7 +846,7 @@ def test_syft_and_grype_find_what_they_read(built: Archive, architecture: str) -
         assert asked["arch"][0] in (architecture, "all")
         source = fields.get("Source", name).partition(" ")[0]
         assert asked.get("upstream", [name])[0].partition("@")[0] == source
-        # It takes what belongs to a package from these.
+        # By these it knows which files belong to a package.
         assert f"{DATABASE}{name}.md5sums" in built.contents
     assert {f"pkg:pypi/{name}@{version}" for name, version in LOCKED.items()} <= set(locators)
 
@@ -873,7 +873,7 @@ def test_is_built_for_the_other_machine(built: Archive, foreign: Archive, archit
         }
         assert len(machines) > 10
         assert set(machines.values()) == {MACHINES[machine]}, machines
-    # What Python compiled is the same everywhere.
+    # Python's compiled files are the same everywhere.
     assert built.config["rootfs"]["diff_ids"][1] == foreign.config["rootfs"]["diff_ids"][1]
 
 

@@ -1,4 +1,4 @@
-"""The manifests: valid, true to the program, and played by podman beside a driver that is broken and repaired."""
+"""The manifests: valid, true to the program, and played by podman with a driver that is broken and repaired."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     Play: TypeAlias = Callable[..., AbstractContextManager[tuple[Pod, Kubelet]]]
 
-pytestmark = pytest.mark.timeout(600)  # images are built, and maybe the one to build them in
+pytestmark = pytest.mark.timeout(600)  # builds images, and maybe the one to build them in
 
 FOLDER = program.ROOT / "deploy" / "kubernetes"
 README = (FOLDER / "README.md").read_text()
@@ -48,7 +48,7 @@ DRIVER_IMAGE = "registry.example/csi/driver:1.0"
 
 FILES = sorted(FOLDER.glob("*.yaml"))
 VERSIONS = list(dict.fromkeys(version.rpartition(".")[0] for version in all_versions()))
-# The first version that knows all fields, unless every one does.
+# The first version that knows all fields, if not every version does.
 SINCE = {"native-sidecar": (1, 28)}
 LOOPBACK = "127.0.0.1"
 
@@ -58,7 +58,7 @@ def documents(text: str) -> list[Manifest]:
 
 
 def workload(text: str) -> Manifest:
-    """The one document that has containers."""
+    """The only document with containers."""
     [found] = [each for each in documents(text) if each["kind"] in ("Pod", "DaemonSet", "Deployment")]
     return found
 
@@ -88,7 +88,7 @@ def build_image(folder: Path, dockerfile: str, **arguments: str) -> str:
 
 @pytest.fixture(scope="session")
 def kustomize(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """`kustomize(folder)` gives what Debian's kustomize builds of it, with the component in `../component`."""
+    """`kustomize(folder)` returns what Debian's kustomize builds from it, with the component in `../component`."""
     dockerfile = """
 ARG BASE
 FROM ${BASE}
@@ -103,7 +103,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends kustomize
     return build
 
 
-# What real drivers take as arguments, for the driver of the examples. A start forgets what it was told.
+# Real drivers' arguments, for the example driver. When started, it forgets what it was told before.
 START = """
 import pathlib, runpy, sys
 given = dict(argument.split("=", 1) for argument in sys.argv[1:])
@@ -117,11 +117,11 @@ runpy.run_path("/driver/driver.py", run_name="__main__")
 
 @pytest.fixture(scope="session")
 def driver_images(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Their tags, by the names that the manifests have for them."""
+    """Their tags, by the names they have in the manifests."""
     base, platform = image.build_image(), image.engine_platform()
     built_images.archives()
 
-    # The driver of the examples, with the grpc that is packed for the same Python.
+    # The example driver, with the grpc that is packed for the same Python.
     file = image.ROOT / "bin" / "image" / platform.partition("/")[2] / "livenessprobe"
     folder = tmp_path_factory.mktemp("driver")
     with zipfile.ZipFile(file) as packed:
@@ -145,10 +145,10 @@ ENTRYPOINT ["/usr/bin/python3", "/driver/start.py"]
     shutil.copy(file, folder)
     both = build_image(folder, (FOLDER / "Dockerfile.exec-probe").read_text(), DRIVER=driver)
     yield {DRIVER_IMAGE: driver, f"{DRIVER_IMAGE}-probe": both}
-    must("rmi", "--force", both)  # before the one that it was made of
+    must("rmi", "--force", both)  # before the one it was made from
 
 
-# ---- each manifest, the one that the component makes of another included
+# ---- each manifest, including the one that the component makes of another
 
 
 @pytest.fixture(scope="session")
@@ -158,7 +158,7 @@ def example(kustomize: Callable[[Path], str]) -> str:
 
 @pytest.fixture
 def text(request: pytest.FixtureRequest) -> str:
-    """By its name: the file's, or "example"."""
+    """By name: the file's, or "example"."""
     name = request.param
     return str(request.getfixturevalue(name) if name == "example" else (FOLDER / f"{name}.yaml").read_text())
 
@@ -220,7 +220,7 @@ def test_kubelet_asks_where_the_program_listens_and_waits_long_enough(text: str)
         if kind in container
     ]
 
-    # From outside of the node's network the kubelet does not reach the loopback address, and on it others would.
+    # Outside the node's network the kubelet does not reach the loopback address; inside, others would.
     assert loopback == pod_spec(manifest).get("hostNetwork", False)
     assert {container["name"] for container, _, probe in asked if "httpGet" in probe} == {driver(manifest)}
     for container, kind, probe in asked:
@@ -271,7 +271,7 @@ def test_probe_is_hardened_and_has_the_measured_resources(text: str) -> None:
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     assert probe["resources"] == {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}}
     assert probe["image"] == IMAGE
-    # The reason why it ended, if it does.
+    # If it ends, why.
     assert probe["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
@@ -356,7 +356,7 @@ def test_overlay_of_the_page_does_what_it_says(kustomize: Callable[[Path], str],
 
 
 def test_no_image_is_somebody_elses(tmp_path: Path) -> None:
-    """Only those of the kubernetes-csi sidecars are real; the page says how to change the probe's in all files at once."""
+    """Only the kubernetes-csi sidecars' images are real; the page says how to change the probe's in all files at once."""
     files = [*FOLDER.rglob("*.yaml")]
     images = {image for file in files for image in re.findall(r"(?m)^ *-? *image: (\S+)", file.read_text())}
     assert IMAGE in images
@@ -396,11 +396,11 @@ def podman(driver_images: dict[str, str], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def play(podman: Podman, folder: Path) -> Play:
-    """`with play(text) as (pod, kubelet): …`, with `folder` as the kubelet's on the node, and a free port there."""
+    """`with play(text) as (pod, kubelet): …`, with `folder` as the kubelet's folder on the node, and a free port there."""
 
     @contextlib.contextmanager
     def start(text: str, *, at_once: bool = True) -> Iterator[tuple[Pod, Kubelet]]:
-        # Only as a path of the node: in the containers it stays.
+        # Only as a path on the node: in the containers it stays the same.
         moved = re.sub(r"(?m)^( +path: )/var/lib/kubelet", rf"\1{folder}", text)
         manifest = resolved(workload(re.sub(r"\b2968\d\b", str(program.free_port()), moved)))
         spec = pod_spec(manifest)
@@ -412,7 +412,7 @@ def play(podman: Podman, folder: Path) -> Play:
     return start
 
 
-# By path: the answers to a driver that is not ready.
+# By path: the answers for a driver that is not ready.
 SPARED = {"/healthz": False, "/livez": True, "/readyz": False}
 
 
@@ -454,7 +454,7 @@ def test_driver_is_broken_and_mended(text: str, play: Play) -> None:
 
 
 def assert_no_privilege(pod: Pod, user: int) -> None:
-    """As the kernel and podman see the probe's process."""
+    """The probe's process as the kernel and podman see it."""
     seen = pod.inspect(PROBE)
     process = Path("/proc", str(seen["State"]["Pid"]))
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
@@ -469,7 +469,7 @@ def assert_no_privilege(pod: Pod, user: int) -> None:
 
 
 def tell(pod: Pod, name: str, state: str) -> None:
-    """Make the examples' driver behave that way."""
+    """Make the example driver behave that way."""
     [socket] = re.findall("--endpoint=unix://([^ ]+)", " ".join(pod.inspect(name)["Config"]["Cmd"]))
     script = f"echo {state} > {socket}.new && mv {socket}.new {socket}.state"
     assert pod.execute(name, "sh", "-c", script, timeout=30).returncode == 0
@@ -501,7 +501,7 @@ def test_native_sidecar_answers_from_before_the_driver_starts_until_after_it_has
         assert kubelet.ask("driver", "livenessProbe") == (False, absent)
         pod.start("driver")
         kubelet.wait("driver", "startupProbe")
-        # The kubelet ends them in the opposite order.
+        # The kubelet ends them in reverse order.
         pod.stop("driver")
         assert kubelet.ask("driver", "livenessProbe") == (False, absent)
         assert pod.stop(PROBE) == 0

@@ -1,4 +1,4 @@
-"""What is said of limits; that what they deny is survived is in test_faults.py and test_serve.py, with real denials."""
+"""What is said about limits; test_faults.py and test_serve.py hold, with real denials, that the program survives them."""
 
 from __future__ import annotations
 

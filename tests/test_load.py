@@ -1,4 +1,4 @@
-"""Many clients at once, in short; `make load` is the long form, with times and memory in figures."""
+"""Many clients at once, in brief; `make load` is the long form, with figures for times and memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_flood_of_half_open_connections_keeps_nobody_out(driver: FakeDriver, p
     answers = load.flood(probe.address()[1], seconds=3)
     assert [answer.status for answer in answers] == [200] * 3 * load.REQUESTS_A_SECOND
     seconds = [answer.seconds for answer in answers]
-    # `make load` bounds the slowest by this; where other work goes on, the slowest tells of that, too.
+    # `make load` bounds the slowest by this; beside other work, the slowest would also reflect that work.
     assert statistics.median(seconds) < load.FLOOD_SECONDS
     assert max(seconds) < 3
     assert probe.memory() - memory < load.MOST_GROWTH_MIB * 2**20
