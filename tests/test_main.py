@@ -1,4 +1,4 @@
-"""The command line as a real process: what it prints and exits with, and the argument lists found in the field."""
+"""The command line as a real process: its output and exit codes, and the argument lists found in the field."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_where_nothing_can_be_written_the_exit_code_still_tells(
 
 
 REFUSED: dict[str, tuple[list[str], str, str, str]] = {
-    # name: arguments (PORT: one that is in use), flag, value, reason
+    # name: arguments (PORT: a port in use), flag, value, reason
     "health port in use": (["--health-port=PORT"], "health-port", "PORT", "address already in use"),
     "endpoint in use": (
         ["--http-endpoint=127.0.0.1:PORT"],
@@ -318,7 +318,7 @@ FIELD = {
     "TopoLVM": "ADDRESS --http-endpoint=:PORT",
     "port and its default": "ADDRESS --http-endpoint=127.0.0.1:PORT --health-port=9808",
 }
-# These take the default port, and so the tests do.
+# These take the default port, so the tests do too.
 FIELD_DEFAULT_PORT = {
     "EBS node": "ADDRESS",
     "EBS Windows": "--csi-address=unix:SOCKET",
@@ -330,9 +330,9 @@ FIELD_DEFAULT_PORT = {
 
 @pytest.fixture
 def default_port() -> Iterator[int]:
-    """Nobody else listens there."""
+    """No other test listens there."""
     with this_run.locked("default_port"):
-        end = time.monotonic() + 60  # a container of another test may have it for a while
+        end = time.monotonic() + 60  # another test's container may have it for a while
         while problem := not_free(DEFAULT_PORT):
             if time.monotonic() > end:
                 pytest.skip(f"port {DEFAULT_PORT}: {problem}")
@@ -359,7 +359,7 @@ def filled_in(arguments: str, **values: object) -> list[str]:
 
 
 def answers(probe: program.Probe, port: int, metrics: str) -> None:
-    """As the kubelet asks, twice at a time; metrics on `same` server, a server of their `own`, or `none`."""
+    """Asked as by the kubelet, two at a time; metrics on the `same` server, on their `own`, or `none`."""
     assert probe.address()[1] == port
     with ThreadPoolExecutor() as pool:
         both = list(pool.map(probe.get, ["/healthz"] * 2))
@@ -391,7 +391,7 @@ def test_argument_lists_of_the_field_on_the_default_port(
 
 
 def test_no_arguments(probe_factory: ProbeFactory, default_port: int) -> None:
-    """As Hetzner runs it. Only root can put a driver where it then looks for one."""
+    """As Hetzner runs it. Only root can put a driver where it looks for one then."""
     with contextlib.ExitStack() as cleaning:
         expected = (200, "ok")
         if DEFAULT_SOCKET.exists():
@@ -452,7 +452,7 @@ def in_a_shell(script: str, *args: str, **options: Any) -> Iterator[subprocess.P
 
 
 def ask(port: int, process: subprocess.Popen[bytes]) -> bytes:
-    """All the program sends on a new connection; waits until it listens, of which nothing else tells here."""
+    """All the program sends on a new connection; waits until it listens, as nothing else tells here."""
     end = time.monotonic() + 10
     while True:
         try:
@@ -466,7 +466,7 @@ def ask(port: int, process: subprocess.Popen[bytes]) -> bytes:
 
 
 def split(answer: bytes) -> tuple[bytes, bytes]:
-    """Status line and body, of an answer with nothing before, behind or between."""
+    """Status line and body of an answer that has nothing before, after or in between."""
     head, _, body = answer.partition(b"\r\n\r\n")
     status, *fields = head.split(b"\r\n")
     assert all(re.fullmatch(rb"[A-Za-z-]+: [^\r\n]+", field) for field in fields)
@@ -476,7 +476,7 @@ def split(answer: bytes) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_descriptors(driver: FakeDriver, redirection: str) -> None:
-    """No socket gets such a number: or the log would go to a client, or to the driver."""
+    """No socket may get such a number, or the log would go to a client or to the driver."""
     port = program.free_port()
     arguments = ("-v=5", f"--csi-address={driver.target}", f"--http-endpoint=127.0.0.1:{port}")
     with in_a_shell(f'exec "$@" {redirection}', *arguments, stderr=subprocess.PIPE) as process:
@@ -505,7 +505,7 @@ def full_pipe() -> Iterator[int]:
 
 @contextlib.contextmanager
 def pipe_of_another_writer() -> Iterator[int]:
-    """Where there is room for a moment, somebody else has it in the next."""
+    """Room that is there one moment is taken by somebody else the next."""
     with full_pipe() as writer, subprocess.Popen(["yes"], stdout=writer) as other:
         try:
             yield writer
@@ -545,7 +545,7 @@ def stopped_terminal() -> Iterator[int]:
 
 @contextlib.contextmanager
 def full_socket() -> Iterator[int]:
-    """As journald's, while that is stopped."""
+    """Like journald's, while that is stopped."""
     reader, writer = socket.socketpair()
     with reader, writer:
         writer.setblocking(False)
@@ -608,7 +608,7 @@ def test_streams_that_take_nothing_stop_no_command(
     assert done.returncode == code
 
 
-# As a shell with job control does: starts a command in the background, and tells whether it was stopped.
+# Like a shell with job control: starts a command in the background, and tells whether it was stopped.
 BACKGROUND = """
 import fcntl, os, subprocess, sys, termios
 fcntl.ioctl(1, termios.TIOCSCTTY, 0)
@@ -667,7 +667,7 @@ LIBRARIES = {
 def test_no_library_s_variable_has_a_say(
     probe_factory: ProbeFactory, driver: FakeDriver, folder: Path, name: str
 ) -> None:
-    """Of the same driver over TCP, as then gRPC's own library calls it."""
+    """Checks the same driver over TCP, which gRPC's own library calls."""
     env = LIBRARIES if name == "all" else {name: LIBRARIES[name]}
     with FakeDriver("127.0.0.1:0") as far:
         for target in (driver.target, f"dns:///{far.address}"):
@@ -715,14 +715,14 @@ PYTHON = {
     "PYTHONFAULTHANDLER": "1",
     "PYTHONPROFILEIMPORTTIME": "1",
 }
-# What a Python that isn't told to ignore them (-I) does before it gives a program any say.
+# What a Python that isn't told to ignore them (-I) does before the program begins.
 OF_THE_INTERPRETER = {"PYTHONVERBOSE", "PYTHONIOENCODING", "PYTHONHOME", "PYTHONPROFILEIMPORTTIME"}
 
 
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        # As it starts itself; whoever starts it as `python3 bin/livenessprobe` has no -I.
+        # As it starts itself; `python3 bin/livenessprobe` has no -I.
         ((str(program.ROOT / "bin" / "livenessprobe"),), PYTHON.keys()),
         (program.MODULE, PYTHON.keys() - OF_THE_INTERPRETER),
     ],
@@ -744,7 +744,7 @@ def test_no_variable_of_python_s_has_a_say(
 def test_a_signal_that_does_not_end_the_wait_itself_stops_it_too(
     probe: program.Probe, number: signal.Signals
 ) -> None:
-    """Given to another thread it comes as one does that arrives just before the main thread waits."""
+    """Delivered to another thread, it comes like one that arrives just before the main thread waits."""
     assert probe.get("/nothing").status == 404
     tgkill = ctypes.CDLL(None, use_errno=True).tgkill
     main, _, checks, *_ = sorted(int(task.name) for task in Path(f"/proc/{probe.pid}/task").iterdir())

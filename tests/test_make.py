@@ -1,4 +1,4 @@
-"""What `make` does before anything else: name what the machine lacks in one line, and pin everything by hash."""
+"""What `make` does before anything else: it says in one line what the machine lacks, and pins everything by hash."""
 
 import os
 import platform
@@ -46,7 +46,7 @@ def test_locks_hold_what_the_project_asks_for() -> None:
         (built, groups["build"]),
         (tested, groups["test"]),
     ]:
-        # A group that another one includes is no requirement of its own.
+        # A group that another one includes is not a requirement of its own.
         for requirement in (Requirement(each) for each in wanted if isinstance(each, str)):
             assert all(map(requirement.specifier.contains, versions[requirement.name])), requirement
 
@@ -75,7 +75,7 @@ def fill(
     """Have make fill the environment of a project in this folder, as from a shell, though `make test` may run this."""
     here = folder / "build" / "here"
     here.mkdir(parents=True, exist_ok=True)
-    # Copies, since another user may not enter the folder of this checkout.
+    # Copies, since another user may not enter this checkout's folder.
     for path in (ROOT / "build" / "here" / "venv.sh", ROOT / "Makefile"):
         shutil.copy(path, here)
     (here / "requirements-build.lock").write_text(lock)
@@ -132,7 +132,7 @@ def test_an_environment_is_filled_once_and_made_anew_for_another_python(folder: 
     assert changed.stdout.splitlines() == first.stdout.splitlines()[1:]
     assert mark.exists()
 
-    # Of a Python that is no more.
+    # Its Python is gone.
     (folder / ".venv" / "bin" / "python").unlink()
     (folder / ".venv" / "bin" / "python").symlink_to(folder / "gone")
     assert fill(folder, f"PYTHON={base}").stdout.splitlines() == first.stdout.splitlines()
@@ -140,7 +140,7 @@ def test_an_environment_is_filled_once_and_made_anew_for_another_python(folder: 
 
 
 def test_no_network_is_one_line(folder: Path) -> None:
-    # A proxy that nobody is.
+    # There is no proxy there.
     nobody = f"http://127.0.0.1:{program.free_port()}"
     lock = f"click==8.5.1 --hash=sha256:{'0' * 64}\n"
 

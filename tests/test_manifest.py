@@ -1,4 +1,4 @@
-"""`make check-manifest`: what it says about a manifest, and that the program does as it said."""
+"""`make check-manifest`: what it says about a manifest, and that the program does what it said."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_only_windows_breaks_in_the_field() -> None:
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_what_is_accepted_starts(name: str, driver: FakeDriver, probe_factory: ProbeFactory) -> None:
     written = arguments_of(SIDECARS[name][1])
-    # The same flags, with a socket and ports of this machine.
+    # The same flags, with this machine's socket and ports.
     here = [re.sub(r"=.*/.*", f"={driver.target}", each) for each in written if "-csi-address=" in each]
     here += [
         re.sub(r"(?<=[:=])[0-9]{4,5}$", lambda _: str(program.free_port()), each)
@@ -114,7 +114,7 @@ def test_what_is_accepted_starts(name: str, driver: FakeDriver, probe_factory: P
 
 
 def findings(*arguments: str) -> list[Finding]:
-    """What it finds about a sidecar with these arguments that is right otherwise."""
+    """What it finds about a sidecar with these arguments if everything else is right."""
     return found_in({"spec.containers.1.args": list(arguments)})
 
 
@@ -201,7 +201,7 @@ ASK_METRICS = {"httpGet": {"path": "/metrics", "port": 9808}}
 
 
 def host(name: str, path: str) -> dict[str, Any]:
-    """A volume that is a folder of the node."""
+    """A volume that is a folder on the node."""
     return {"name": name, "hostPath": {"path": path}}
 
 
@@ -505,7 +505,7 @@ def test_memory_is_that_of_the_documentation() -> None:
 
 # ---- flags whose values are elsewhere
 
-# What the rules find by the defaults: no socket, and another port than the one that is asked.
+# What the rules find with the defaults: no socket, and another port than the probes ask.
 WRONG: dict[str, Any] = {OWN + "env": [ELSEWHERE], OWN + "volumeMounts": [], HTTP_GET + ".port": 9898}
 SOCKET, PORT = "no volume is mounted where the socket /run/csi/socket is to be", "asks port 9898, not 9808"
 
@@ -551,7 +551,7 @@ def test_a_timeout_that_is_elsewhere_is_not_compared() -> None:
 
 
 def of_two(*arguments: list[str]) -> list[list[Finding]]:
-    """What it finds about two sidecars with these arguments; the driver's probe asks port 9808."""
+    """What it finds about two sidecars with these arguments, if the driver's probe asks port 9808."""
     driver, sidecar = GOOD["spec"]["containers"]
     named = [
         sidecar | {"name": f"liveness-{number}", "args": [A, *each], "env": [ELSEWHERE]}
@@ -662,7 +662,7 @@ def test_two_sidecars_on_one_port_do_not_both_start(driver: FakeDriver, probe_fa
     ],
 )  # fmt: skip
 def test_which_containers(container: dict[str, Any], found: bool | None) -> None:
-    """None: it looks like one."""
+    """None: it only looks like one."""
     document = {"kind": "Pod", "spec": {"containers": [container]}}
 
     pods = manifest.pods(yaml.safe_dump(document))
@@ -805,7 +805,7 @@ def test_variables_are_replaced_as_the_kubelet_does() -> None:
         {"name": "B", "value": "$(A)"},
     ]
     assert expanded({"env": chain, "args": ["$(B)"]}).undefined == (("$(B)", "LATER"),)
-    # With more variables elsewhere, an undefined one may be there.
+    # If more variables are elsewhere, an undefined one may be among them.
     incomplete = expanded({"envFrom": [{"configMapRef": {"name": "y"}}]})
     assert (incomplete.unknown[0], incomplete.undefined) == ("$(NONE)", ())
 
@@ -872,7 +872,7 @@ def test_paths_as_the_kubelet_sends_them(path: str, request_path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", "/healthz/", "//healthz", "/%68ealthz", "/healthz%20"])
 def test_a_path_is_found_where_the_program_serves_it(path: str, probe: program.Probe) -> None:
-    """What is sent for `path`, and the rule on it, beside what the program answers."""
+    """What is sent for `path`, and what the rule says, beside what the program answers."""
     found = found_in({HTTP_GET + ".path": path})
 
     assert (probe.get(sent(path)).status == 404) == bool(findings_of(Kind.BREAKS, found))
@@ -941,7 +941,7 @@ def test_exit_codes_and_image() -> None:
 
 
 def test_the_suggested_image_is_of_this_version() -> None:
-    """And at a registry that nobody has: upstream's own image has the name that the Makefile gives to a build."""
+    """And in a registry that does not exist: by default, the Makefile gives a build the name of upstream's own image."""
     assert f"registry.example/csi/livenessprobe:{livenessprobe.__version__}" == SUGGESTED
 
 
@@ -955,7 +955,7 @@ def test_the_file_is_the_same_whenever_it_is_packed(folder: Path) -> None:
 
 
 def test_the_file_needs_nothing_but_a_python(folder: Path) -> None:
-    """Outside of a checkout, with the Python's own modules alone, and a folder of ours beside it that is not for it."""
+    """Outside a checkout, with Python's own modules alone, and beside a folder of ours that it must not use."""
     copy = folder / "check-manifest"
     shutil.copy(check_manifest(), copy)
     (folder / "livenessprobe").mkdir()

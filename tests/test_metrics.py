@@ -1,4 +1,4 @@
-"""metrics.py: the exposition read by a real parser, of the class in this process and of the program."""
+"""metrics.py: the exposition, read by a real parser: of the class in this process, and of the program."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Series:
                     yield sample.labels, sample.value
 
     def value(self, name: str, **labels: str) -> float | None:
-        """The only sample with these labels, among others; None without one."""
+        """The only sample that has these labels, perhaps among others; None if there is none."""
         found = [value for have, value in self.samples(name) if labels.items() <= have.items()]
         assert len(found) <= 1, found
         return found[0] if found else None
@@ -158,7 +158,7 @@ def test_changes_are_counted_one_by_one() -> None:
         metrics.check(healthy, "healthy" if healthy else "failed", "OK" if healthy else "Internal", 1)
         seen.append(rendered(metrics).value("csi_liveness_changes_total"))
 
-    # The first verdict changes nothing.
+    # The first verdict is not a change.
     assert seen == [0, 0, 1, 1, 2, 3]
 
 
@@ -176,7 +176,7 @@ def test_the_driver_has_one_name_at_a_time() -> None:
 
 
 def test_only_the_last_names_keep_their_series() -> None:
-    """A driver may have another name at each start, for months."""
+    """A driver may get another name at each start, for months."""
     metrics = Metrics("1.2.3", 3.0)
     for number in range(100):
         metrics.driver_name = f"driver-{number}.csi.k8s.io"
@@ -349,7 +349,7 @@ def test_a_series_of_checks(driver: FakeDriver, probe: program.Probe, command: S
         ("failed", "DataLoss"): 4,
         ("unreachable", "not a socket"): 1,
     }
-    # Whatever got no connection made no call.
+    # Without a connection there was no call.
     probes = {key: value for key, value in series.calls().items() if key[1] == PROBE}
     assert probes == {
         ("fake.csi.k8s.io", PROBE, "OK"): 6,
@@ -399,7 +399,7 @@ def test_waiting_requests_are_counted_as_sharing(driver: FakeDriver, probe: prog
     for client in clients:
         client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
     driver.wait(probing=1)
-    # Answered in the order of arrival: when this answer is here, all that were sent before it are waiting.
+    # Requests are taken in the order of arrival: once this is answered, all that were sent before it are waiting.
     assert probe.get("/nothing").status == 404
     driver.set("unset")
     for client in clients:

@@ -32,7 +32,7 @@ def once(path: Path | str, *args: str, **options: Any) -> subprocess.CompletedPr
 
 
 def told(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
-    """Exit code and the one line; a quick check has nothing to say on standard error."""
+    """The exit code and the one line; a quick check says nothing on standard error."""
     assert done.stderr == ""
     assert done.stdout.endswith("\n")
     line = done.stdout[:-1]
@@ -239,7 +239,7 @@ def read_line(descriptor: int, seconds: float) -> str:
 
 @contextmanager
 def on_a_terminal(*args: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The program with a terminal for its standard error, and the descriptor to read that from."""
+    """The program with a terminal as its standard error, and the descriptor to read it from."""
     terminal, end = pty.openpty()
     try:
         with started(*args, stderr=end) as process:
@@ -297,7 +297,7 @@ def test_on_a_terminal_it_says_that_the_answer_is_awaited(driver: FakeDriver) ->
 
 
 def test_elsewhere_it_says_so_after_10_seconds(socket_path: Path) -> None:
-    """Takes that long: the only slow test here."""
+    """It takes that long: the only slow test here."""
     begin = time.monotonic()
     with started(f"--csi-address={socket_path}", "--logging-format=json") as process:
         assert process.stderr
@@ -390,7 +390,7 @@ def shell(script: str, command: Sequence[str]) -> subprocess.CompletedProcess[st
 
 
 def test_a_broken_installation_is_told_as_an_answer(folder: Path) -> None:
-    """It also loads slowly: until it knows whether there is a driver, it says nothing about waiting for one."""
+    """It also loads slowly; until it knows whether there is a driver, it says nothing about waiting for one."""
     (folder / "hpack.py").write_text("import time\ntime.sleep(0.8)\nraise ImportError('hpack is broken')\n")
     terminal, end = pty.openpty()
     done = subprocess.run(
@@ -414,7 +414,7 @@ def test_a_broken_installation_is_told_as_an_answer(folder: Path) -> None:
 
 
 def read_all(terminal: int) -> bytes:
-    """What is left; a terminal that nobody writes to any more ends with an error."""
+    """What is left; a terminal that nobody writes to any more gives an error."""
     try:
         return os.read(terminal, 65536)
     except OSError:

@@ -1,4 +1,4 @@
-"""docs/operations.md, docs/troubleshooting.md and docs/migration.md tell the truth: their tables against the program, and their sums."""
+"""docs/operations.md, troubleshooting.md and migration.md tell the truth: their tables match the program, their sums are right."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ NODES = 10_000
 DAY = 86400
 GRACE = 30  # terminationGracePeriodSeconds, where it is not written
 
-# ---- the texts, for which docs/reference.md is held to the program
+# ---- the texts; other tests compare docs/reference.md with the program
 
 
 def test_each_text_has_its_cause_and_cure() -> None:
     told = table(TROUBLESHOOTING, "text", "meaning", "cause", "what to do")
 
-    # A row of the reference may go on after the text.
+    # In the reference, a row may go on after the text.
     expected = [
         row[3].split(" (or ")[0].strip("`")
         for row in table(REFERENCE, "the driver", "verdict", "exit", "text")
@@ -72,7 +72,7 @@ def test_restarts_come_when_told() -> None:
 
         assert ours <= theirs
         assert term == (threshold - 1) * period
-        # While a probe runs, the kubelet does not begin another.
+        # The kubelet does not begin a probe while another runs.
         assert late_term == (threshold - 1) * max(period, theirs) + theirs
         assert kill == late_term + GRACE
 
@@ -83,7 +83,7 @@ def test_ports_are_those_of_the_field() -> None:
     used = set()
     for pod in manifest.pods((Path(__file__).parent / "helpers" / "field_manifests.yaml").read_text()):
         used |= {str(probe.port) for probe in pod.probes}
-    # Not on the host, and each of them could be another; and the registrar's own.
+    # Not on the host's network, so any other would do; and the registrar's own.
     assert used - taken == {"9809", "9909"}
 
 
@@ -128,7 +128,7 @@ def test_a_scrape_is_as_large_as_told(driver: FakeDriver, probe: program.Probe) 
 
 
 def _lines_of_a_day(period: int) -> int:
-    """What is logged of a driver that fails all day."""
+    """What is logged about a driver that fails all day."""
     history, verdict = History(), health.failed("Internal", "broken")
     return sum(history.add(verdict, now, now) is not None for now in range(0, DAY, period))
 
@@ -176,7 +176,7 @@ def test_units_in_the_text_exist() -> None:
 
 
 def _in_ticks(cells: list[str]) -> list[str]:
-    """The pieces of code in cells of a table, which have no ticks where they are code alone."""
+    """The pieces of code in a table's cells, which have no ticks if they are nothing but code."""
     return re.findall("`([^`]+)`", " ".join(cell if "`" in cell else f"`{cell}`" for cell in cells))
 
 
@@ -243,7 +243,7 @@ spec:
 def test_logs_are_found_as_migration_says(
     probe_factory: ProbeFactory, socket_path: Path, folder: Path
 ) -> None:
-    """Its commands on logs of a probe that starts with a warning and finds no driver."""
+    """Runs its commands on the logs of a probe that starts with a warning and finds no driver."""
     commands = [line.partition("  #")[0].rstrip() for line in code_blocks(MIGRATION, "sh")[-1].splitlines()]
     flags = f"--csi-address={socket_path}", "--probe-timeout=200ms", "--logtostderr"
     for file, format_flag in {"probe.log": "text", "probe.json": "json"}.items():

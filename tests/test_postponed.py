@@ -1,4 +1,4 @@
-"""Postponed imports: in a Python of their own each, since they change what every later import finds."""
+"""Postponed imports, each in a Python of its own, since they change what every later import finds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ names = [name for name in postponed.UNUSED if not isinstance(sys.modules.get(nam
 
 
 def python(code: str, measured: bool = True) -> str:
-    """What some lines print that are run after `postponed` was imported; not measured: coverage loads modules itself."""
+    """What these lines print after `postponed` is imported; not measured, since coverage loads modules itself."""
     start = f"import sys; sys.path.insert(0, {str(program.ROOT)!r}); from livenessprobe import postponed\n"
     env = {name: value for name, value in os.environ.items() if measured or not name.startswith("COVERAGE_")}
     command = [sys.executable, "-I", "-c", start + code]
@@ -83,7 +83,7 @@ except ImportError as error:
 
 
 def test_threads_that_use_one_at_the_same_moment_all_meet_it_whole(folder: Path) -> None:
-    """Each thread halts at another line of load(), and another one is loading then."""
+    """Each thread halts at a different line of load(), while another one is loading."""
     names = [f"postponed_{number}" for number in range(24)]
     for name in names:
         (folder / f"{name}.py").write_text("import time\ntime.sleep(0.03)\nlast = 1\n")
@@ -136,7 +136,7 @@ print(len(found), *sorted(set(map(str, found))))
     ],
 )
 def test_the_program_leaves_unloaded_what_it_does_not_use(modules: str, used: set[str]) -> None:
-    """Otherwise a new version of a library has found a use for one, and the table makes a promise it does not keep."""
+    """Otherwise a new version of a library uses one of them, and the table no longer tells the truth."""
     code = f"""
 postponed.postpone(postponed.UNUSED)
 import {modules}

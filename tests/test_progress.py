@@ -1,4 +1,4 @@
-"""What --once says while it waits, and when, by a clock of the tests'; that it is said, and to whom, is in test_once.py."""
+"""What --once says while it waits, and when, by the tests' own clock; test_once.py shows that it reaches the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MISSING = Verdict(Outcome.UNREACHABLE, "no such file or directory", "cannot conn
 
 
 class Check:
-    """A check that waits, and the clock that goes on while it does."""
+    """A check that waits, and a clock that goes on meanwhile."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -30,7 +30,7 @@ class Check:
         on_terminal: bool = False,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> list[tuple[float, Mapping[str, object]]]:
-        """What is said, and when, until the check has lasted so many seconds in all."""
+        """What is said, and when, until the check has lasted this many seconds in all."""
         log.set_level(logging.INFO, "livenessprobe.progress")
         begun, said_at = self.now, []
 

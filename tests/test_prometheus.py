@@ -36,11 +36,11 @@ QUERIES = [
     for panel in DASHBOARD["panels"]
     for target in panel["targets"]
 ]
-RATE_INTERVAL = "2s"  # as Grafana takes it: four times the interval of scraping
+RATE_INTERVAL = "2s"  # as in Grafana: four times the scrape interval
 
 
 def promtool(*arguments: str | Path) -> str:
-    """Its output; it may not fail."""
+    """Its output; it must not fail."""
     if reason := monitored.missing():
         pytest.skip(reason)
     done = subprocess.run(["promtool", *arguments], capture_output=True, check=False, text=True)
@@ -49,7 +49,7 @@ def promtool(*arguments: str | Path) -> str:
 
 
 def expanded(expression: str, **chosen: str) -> str:
-    """A query of the dashboard with its variables replaced by what is chosen, the others by All."""
+    """A query of the dashboard with its variables replaced: those chosen by their values, the others by All."""
     expression = expression.replace("$__rate_interval", RATE_INTERVAL)
     for variable in ("driver_name", "namespace", "pod"):
         expression = expression.replace(f"${variable}", chosen.get(variable, ".*"))
@@ -115,7 +115,7 @@ def test_the_pages_name_all_alerts_and_no_other() -> None:
     assert rows == [(name, name.lower(), rule["labels"]["severity"]) for name, rule in ALERTS.items()]
 
 
-# A pod with a native sidecar, as an API server shows it.
+# A pod with a native sidecar, as the API server shows it.
 POD = {
     "apiVersion": "v1",
     "kind": "Pod",
@@ -139,7 +139,7 @@ def test_runbook_looks_at_native_sidecars_too(folder: Path) -> None:
     expressions = re.findall(r'jsonpath="(.*?)" *(?:\||$)', RUNBOOK, re.MULTILINE)
     assert len(expressions) == RUNBOOK.count("{range ") > 0
     for expression in expressions:
-        # Without a server kubectl shows what it is asked to change. The one pod stands for a list of them.
+        # Without a server, kubectl shows what it is asked to change. The one pod stands for a list.
         one = expression.replace("{range .items[*]}", "{range @}")
         command = ["kubectl", "label", "--local", "-f", str(pod), "a=b", "-o", f"jsonpath={one}"]
         environment = {**os.environ, "HOME": str(folder), "KUBECONFIG": "/dev/null"}
@@ -148,7 +148,7 @@ def test_runbook_looks_at_native_sidecars_too(folder: Path) -> None:
 
 
 def test_runbook_asks_the_sidecar(driver: FakeDriver, folder: Path) -> None:
-    """Its command, with a kubectl that is slow to forward, and then is the sidecar itself."""
+    """Its command, with a kubectl that is slow to forward and then stands for the sidecar itself."""
     if not shutil.which("curl"):
         pytest.skip("there is no curl here")
     [command] = re.findall(r"^PORT=.*\n.*port-forward.*\n.*statusz.*$", RUNBOOK, re.MULTILINE)
@@ -159,7 +159,7 @@ def test_runbook_asks_the_sidecar(driver: FakeDriver, folder: Path) -> None:
     path = f"{folder}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "NAMESPACE": "storage", "POD": "csi-node-7x2kq"}
 
-    # Nothing holds its output open when it ends: the job is gone.
+    # Nothing holds its output open when it ends: the background job is gone.
     asked = subprocess.run(
         ["sh", "-c", command], capture_output=True, check=True, env=environment, text=True, timeout=60
     )
@@ -169,7 +169,7 @@ def test_runbook_asks_the_sidecar(driver: FakeDriver, folder: Path) -> None:
 
 
 def pod_specs(document: Any) -> Iterator[dict[str, Any]]:
-    """What looks like one, at any depth of a manifest."""
+    """Whatever looks like one, at any depth of a manifest."""
     if isinstance(document, dict):
         if isinstance(document.get("containers"), list):
             yield document
@@ -279,14 +279,14 @@ def alternately(*behaviours: str) -> Callable[[FakeDriver], None]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Pods with one trouble each, from the beginning; all their alerts are under way at the same time."""
+    """Pods with one problem each from the beginning; all their alerts are under way at the same time."""
     if reason := monitored.missing():
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as short:
         folder = Path(short)
         pods = {
             "steady": Pod("steady", folder),
-            # A controller, beside a node of the same driver that is healthy.
+            # A controller, beside a healthy node of the same driver.
             "broken": Pod("broken", folder, controller_kind="ReplicaSet"),
             "node": Pod("node", folder, driver_name="broken.csi.k8s.io"),
             "flapping": Pod("flapping", folder, before=alternately("ready", "error")),
@@ -408,7 +408,7 @@ def test_the_dashboards_variables_have_values(cluster: Cluster) -> None:
         found = re.fullmatch(r"label_values\((.*), (\w+)\)", query)
         assert found
 
-        # As Grafana asks for it.
+        # As Grafana asks.
         assert cluster.prometheus.api(f"label/{found[2]}/values", **{"match[]": found[1]})
 
 
@@ -425,7 +425,7 @@ def test_the_prometheusrule_has_the_same_rules() -> None:
 
 
 def monitor_of_others() -> str:
-    """A PodMonitor as a driver's chart may have it: it finds the same ports, and adds no labels."""
+    """A PodMonitor as a driver's chart may have one: it finds the same ports, and adds no labels."""
     monitor: dict[str, Any] = yaml.safe_load((OPERATOR / "podmonitor.yaml").read_text())
     monitor["metadata"] = {"namespace": "storage", "name": "csi-node"}
     del monitor["spec"]["podMetricsEndpoints"][0]["relabelings"]
@@ -489,7 +489,7 @@ def test_targets_by_hand_are_scraped(probe: program.Probe, folder: Path) -> None
     with Prometheus(
         yaml.safe_dump(config), hurried((DEPLOYED / "rules.yml").read_text()), folder
     ) as prometheus:
-        # An alert of which the rules can only know by the job's name.
+        # An alert that the rules can raise only by the job's name.
         prometheus.wait(lambda: prometheus.query(f'up{{instance="{address}"}} == 1'), "the sidecar")
         assert probe.stop() == 0
         alert = f'ALERTS{{alertname="CSILivenessProbeDown", instance="{address}"}}'

@@ -1,4 +1,4 @@
-"""Each promise that the first README of this sidecar made is in ours or a page it links to, and leads to something."""
+"""Each promise of this sidecar's first README is in ours or on a page it links to, and is kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 LINKED = sorted(set(re.findall(r"\]\((docs/\w+\.md)", README)))
 TEXT = " ".join("".join([README, *((ROOT / page).read_text() for page in LINKED)]).split())
 
-# What was promised: what has to be said of it, as regular expressions. Lines of the pages count as one.
+# What was promised, and what the pages have to say about it: regular expressions. Line breaks count as spaces.
 PROMISES = {
     "detects whether a CSI driver is alive": ["[Ll]iveness", "CSI"],
     "calls Probe, which a CSI driver must answer": ["`Probe`"],
@@ -38,7 +38,7 @@ PROMISES = {
     "how to contribute": [r"\]\(CONTRIBUTING\.md\)"],
 }
 
-# The driver's container and the sidecar's, as in the example; the values are up to us.
+# The driver's container and the sidecar's, as in the first example; the values are up to us.
 DRIVER = {
     "ports": [{"name": "healthz", "containerPort": 9808}],
     "livenessProbe": {"httpGet": {"port": "healthz"}},
@@ -72,7 +72,7 @@ def test_promise_is_on_a_page(promise: str) -> None:
 
 
 def has(given: object, wanted: object) -> bool:
-    """Whether all that is wanted is there, wherever in a list."""
+    """Whether everything wanted is there, in lists in any place."""
     if isinstance(given, dict) and isinstance(wanted, dict):
         return all(key in given and has(given[key], value) for key, value in wanted.items())
     if isinstance(given, list) and isinstance(wanted, list):

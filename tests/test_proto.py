@@ -1,4 +1,4 @@
-"""The generated code is what `make proto` makes now, fits the packed runtime, and speaks as CSI drivers do."""
+"""The generated code is what `make proto` makes now, fits the packed runtime, and matches what CSI drivers speak."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_service_has_the_names_of_the_interface() -> None:
     ]
 
 
-# The bytes that the CSI specification's field numbers and types give, written out by hand.
+# The bytes that follow from the CSI specification's field numbers and types, written out by hand.
 @pytest.mark.parametrize(
     ("message", "wire"),
     [

@@ -1,4 +1,4 @@
-"""The packed file: its bytes, its content, and how it starts on hosts that fit, that don't, or that are hostile."""
+"""The packed file: its bytes, its content, and how it starts on hosts that fit, that do not, or that are hostile."""
 
 import ast
 import fcntl
@@ -36,7 +36,7 @@ def starts(python: str) -> bool:
     ).returncode
 
 
-# At hand; no Debian has any, so these are tried wherever somebody keeps old ones.
+# Those at hand: no Debian release has them, so they are tried wherever somebody keeps old ones.
 OLD = [
     version for version in ("2.7", *(f"3.{minor}" for minor in range(4, 10))) if starts(f"python{version}")
 ]
@@ -51,7 +51,7 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self.cache = folder / "cache"
-        # Copied here, as to a host; also, not every user may enter the folder of this checkout.
+        # Copied here, as to a host; also, not every user may enter this checkout's folder.
         self.file = Path(shutil.copy(FILE, folder))
 
     def start(
@@ -62,7 +62,7 @@ class Host:
         env: Mapping[str, str] | None = None,
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
-        """`before` goes before the file on the command line; `env` replaces the cache folder of this host."""
+        """`before` goes before the file on the command line; `env` replaces this host's cache folder."""
         return subprocess.run(
             [*before, file or self.file, *(arguments or ["--version"])],
             env={"PATH": os.environ["PATH"], **({"SHIV_ROOT": str(self.cache)} if env is None else env)},
@@ -86,7 +86,7 @@ class Host:
         assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
     def refuses(self, file: Path | None = None, **options: Any) -> str:
-        """It says one line and exits with 1; the line."""
+        """It prints one line and exits with 1; returns the line."""
         done = self.start(file, **options)
 
         assert (done.returncode, done.stdout) == (1, ""), done
@@ -101,7 +101,7 @@ def host(folder: Path) -> Host:
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files packed at the same time, each from its own copy of the sources, with different habits of the builder."""
+    """Files packed at the same time, each from its own copy of the sources, by builders with different settings."""
     targets = {
         "same": ([], 0o077),
         "python": (["--python-version", OTHER, "--platform", "linux/amd64"], 0o022),
@@ -121,7 +121,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def in_namespace(mounts: str, *arguments: str | Path) -> list[str | Path]:
-    """What to put before a command so that it sees mounts of its own, which end with it."""
+    """What to put before a command to give it mounts of its own, which end with it."""
     unshare = ["unshare", "--mount"] if AS_ROOT else ["unshare", "--mount", "--map-root-user"]
     if subprocess.run(
         [*unshare, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
@@ -366,7 +366,7 @@ def test_an_unpacked_cache_needs_no_write_access_no_home_and_no_owner(host: Host
 
 
 def test_a_cache_that_lacks_something_and_cannot_be_written_does(host: Host, driver: FakeDriver) -> None:
-    """Metrics are unpacked in memory then, and protobuf's Python stands in for its machine code."""
+    """Metrics are then unpacked in memory, and protobuf's Python code stands in for its machine code."""
     host.runs()
     (folder,) = host.cache.iterdir()
     (folder / "_message.abi3.so").unlink()
@@ -403,7 +403,7 @@ def test_nothing_else_of_the_environment_has_a_say(host: Host) -> None:
 
 @pytest.fixture
 def old(host: Host) -> Path:
-    """A folder of another build, of which nothing was used for 31 days."""
+    """Another build's folder, which nothing has used for 31 days."""
     old = host.cache / "livenessprobe_0"
     old.mkdir(parents=True)
     (old / "some file").touch()
@@ -463,7 +463,7 @@ SHIM = "#!/bin/sh\necho 'pyenv: no such version' >&2\nexit 127\n"
 
 
 class Pythons:
-    """A host whose Pythons are those that a test puts into its folders, which stand for /usr/bin and for PATH."""
+    """A host with just the Pythons that a test puts into its folders, which stand for /usr/bin and for PATH."""
 
     def __init__(self, host: Host, folder: Path) -> None:
         self._host, self.usual, self.path = host, folder / "usual", folder / "path"
@@ -479,7 +479,7 @@ class Pythons:
         self.file.write_bytes(content)
 
     def add(self, place: Path, name: str, script: str = "") -> Path:
-        """The Python of this test by another name, or a script."""
+        """This test's Python by another name, or a script."""
         added = place / name
         if script:
             added.write_text(script)
@@ -588,7 +588,7 @@ def test_a_signal_while_it_looks_for_a_python_ends_it_well(
     os.mkfifo(answered)
     pythons.add(pythons.path, "python3", f"#!/bin/sh\necho >{asked}\nread line <{answered}\nexit 1\n")
     env = {"PATH": str(pythons.path)}
-    # A shell that runs in the background has this one ignored, which no trap can change.
+    # A shell that runs in the background ignores this one, which no trap can change.
     heard = "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_DFL); os.execv(sys.argv[2], sys.argv[2:])"
     command = [sys.executable, "-c", heard, str(int(number)), str(pythons.file)]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as start:
@@ -764,7 +764,7 @@ def other_user() -> int:
 
 
 def make_evil(folder: Path) -> None:
-    """Put code that ends the program into a folder that was unpacked, as whole as what was there."""
+    """Put code that ends the program into an unpacked folder, with a checksum as valid as what was there."""
     for path in folder.glob("cpython*"):
         code = marshal.dumps(compile("raise SystemExit('evil')", "evil", "exec"))
         content = len(code).to_bytes(4, "little") + code
@@ -789,7 +789,7 @@ def test_root_leaves_another_user_s_folders_alone(host: Host, folder: Path, othe
     home, scratch = folder / "home", folder / "scratch"
     for path in (home, scratch):
         path.mkdir()
-    (home / "mine").mkdir()  # as if root had been there before
+    (home / "mine").mkdir()  # as if root had been here before
     os.chown(home, other_user, other_user)
 
     host.runs(env={"HOME": str(home), "TMPDIR": str(scratch)})
@@ -825,7 +825,7 @@ def test_a_volume_open_to_all_is_used_but_nothing_that_others_put_there(
     for path in (evil, *evil.iterdir()):
         os.chown(path, other_user, other_user)
     evil.rename(host.cache / "evil")
-    # It puts its folder in the place of ours, again and again.
+    # It keeps putting its own folder in place of ours.
     exchange = "import os\nwhile True:\n for old, new in (('{0}', 'x'), ('evil', '{0}'), ('{0}', 'evil'), ('x', '{0}')):\n  try: os.rename(old, new)\n  except OSError: pass"
     attack = [sys.executable, "-c", exchange.format(ours.name)]
     with subprocess.Popen(attack, cwd=host.cache, user=other_user) as attacker:

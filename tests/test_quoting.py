@@ -22,7 +22,7 @@ SHORT = dict(zip('abfnrtv\\"', '\a\b\f\n\r\t\v\\"', strict=True))
 
 
 def unquoted(quoted: str) -> str:
-    """What Go's strconv.Unquote would give; a byte of broken UTF-8 as Python carries it."""
+    """What Go's strconv.Unquote would give, with a byte of broken UTF-8 as Python carries it."""
     assert quoted[0] == quoted[-1] == '"'
     text, at = "", 1
     while at < len(quoted) - 1:
@@ -101,7 +101,7 @@ def test_cut_keeps_the_beginning_and_says_how_much_there_was(text: str) -> None:
         note = f"... (cut, {size} bytes in all)"
         assert result.endswith(note)
         assert text.startswith(result.removesuffix(note))
-        # Not more than needed: one more character would not have fitted.
+        # No more than needed: one more character would not have fitted.
         assert len(result.encode(errors="surrogatepass")) > LONGEST_TEXT - 4
 
 

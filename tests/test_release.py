@@ -1,4 +1,4 @@
-"""What a release is made of: files that start with the Pythons they are for, one layout of all images, checksums."""
+"""What a release consists of: files that start with the Pythons they are for, one layout of all images, checksums."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
     from podman_engine import Podman
 
-pytestmark = pytest.mark.timeout(600)  # images are built, and maybe the one to build them in
+pytestmark = pytest.mark.timeout(600)  # builds images, and maybe the one to build them in
 
 PAGE = (program.ROOT / "docs" / "release.md").read_text()
 NAME = f"registry.example/csi/livenessprobe:v{__version__}"
 OURS = next(name for name, machine in pyz.PLATFORMS.items() if machine == platform.machine())
-# Which release of Debian has which Python.
+# Which Debian release has which Python.
 HOSTS = [
     ("trixie", "3.13", "linux/amd64"),
     ("forky", "3.14", "linux/amd64"),
@@ -56,7 +56,7 @@ HOSTS = [
 
 
 def pythons_at_hand() -> dict[str, Path]:
-    """The Pythons that we release for and that can be started here, in PATH or where pyenv keeps them."""
+    """The Pythons we release for that can be started here, in PATH or where pyenv keeps them."""
     found: dict[str, Path] = {}
     for version in pyz.PYTHONS:
         name = f"python{version}"
@@ -174,7 +174,7 @@ def test_wheel_and_sdist_hold_the_program_and_no_more(distributions: list[Path])
 def test_runs_from_an_environment_of_its_own(
     number: int, distributions: list[Path], folder: Path, driver: FakeDriver
 ) -> None:
-    """As pip makes it, pipx and uvx: a fresh one, with what the distribution says that it needs."""
+    """As pip, pipx and uvx make it: a fresh one, with what the distribution says it needs."""
     environment = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     pip = [f"{environment}/bin/pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
@@ -218,7 +218,7 @@ def archives() -> dict[str, Path]:
 
 
 class Layout:
-    """What is in the tar of a layout."""
+    """What is in a layout's tar."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -284,7 +284,7 @@ def test_layout_has_the_images_that_were_built(layout: Layout, archives: dict[st
         content = layout.json(layout.manifests[target])
         made = layout.json(content["config"])
 
-        # By this, engines call the image.
+        # By this name engines know the image.
         assert content["config"]["digest"] == f"sha256:{saved['Config'].removesuffix('.json')}"
         assert described == {key: made[key] for key in ("architecture", "os", "variant") if key in made}
         assert described.get("variant") == ("v8" if target == "linux/arm64" else None)
@@ -359,7 +359,7 @@ def test_no_engine_is_told_before_anything_is_built() -> None:
 def test_checksums_are_checked_by_sha256sum(files: dict[str, Path]) -> None:
     folder = next(iter(files.values())).parent
     release.write_checksums(folder)
-    release.write_checksums(folder)  # as they were, and not of themselves
+    release.write_checksums(folder)  # the same, and without one of the file itself
     command = ["sha256sum", "--check", "--strict", release.CHECKSUMS]
 
     whole = subprocess.run(command, cwd=folder, capture_output=True, check=False, text=True)
@@ -416,7 +416,7 @@ def test_whole_release_is_all_that_the_page_names(whole: Path) -> None:
 def test_whole_release_is_what_its_parts_are(
     whole: Path, files: dict[str, Path], distributions: list[Path], layout: Layout
 ) -> None:
-    """Built a second time, of which the same bytes come."""
+    """Built a second time, it has the same bytes."""
     subprocess.run(["sha256sum", "--check", "--quiet", release.CHECKSUMS], cwd=whole, check=True)
     for file in [*files.values(), *distributions]:
         assert (whole / file.name).read_bytes() == file.read_bytes(), file.name

@@ -1,4 +1,4 @@
-"""What docs/security.md claims and no other test holds: nothing leaks, nothing is written, nobody else is talked to."""
+"""What docs/security.md claims and no other test holds: it leaks nothing, writes nothing, and talks to nobody else."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_driver_s_name_forges_neither_lines_nor_series(
 
 
 def test_a_verdict_is_no_page(driver: FakeDriver, probe_factory: ProbeFactory) -> None:
-    """A browser that is led to the port runs nothing that the driver says."""
+    """A browser that is lured to the port runs nothing that the driver says."""
     probe = probe_factory(f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0")
     driver.set("error", message="<script>alert(1)</script>")
     for path in ("/healthz", "/livez", "/readyz", "/<script>"):
@@ -113,7 +113,7 @@ def test_once_it_is_unpacked_it_has_no_file_open_but_its_own_and_writes_none(
     home.mkdir()
     env = {"HOME": str(home), "TMPDIR": str(home), "SHIV_ROOT": str(home / "unpacked")}
     args = [f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0"]
-    # The first one unpacks; the second one's reading may be noted as the files' time of access.
+    # The first one unpacks; the second one's reading may change the files' access times.
     for _ in range(2):
         earlier = probe_factory(*args, env=env)
         assert earlier.get("/metrics").status == 200

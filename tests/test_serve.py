@@ -1,4 +1,4 @@
-"""The program serving, as its users meet it: a real process, a real driver, HTTP and signals."""
+"""The program serving, as its users see it: a real process, a real driver, HTTP and signals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PRINTABLE = r'a\nE1123 03:29:05.528510 9037 x.py:1] "forged"\r\x1b[31m\u2028\u20
 
 NO_ANSWER = "rpc error: code = DeadlineExceeded desc = no answer to /csi.v1.Identity/Probe in time"
 
-# Most run the built file; those that between them reach every line run the sources as well, to measure that.
+# Most run the built file; a few that together reach every line also run the sources, to measure that.
 BOTH = pytest.mark.parametrize(
     "command", [program.built(), program.MODULE], ids=["file", "sources"], indirect=True
 )
@@ -94,12 +94,12 @@ def test_paths_take_get_and_head_alone(driver: FakeDriver, probe: program.Probe,
     assert probe.get(path + "?verbose=1").status == 200
     assert probe.get(path + "/").status == 404
     assert probe.get(path.upper()).status == 404
-    # None of the refused ones was a check.
+    # None of the refused requests caused a check.
     assert driver.seen().probes == (path.endswith(("healthz", "livez", "readyz")))
 
 
 def _fields(page: str) -> dict[str, str]:
-    """What a page for people says, by the words before the colon."""
+    """What a page for people says, by the label before the colon."""
     return {
         name: value for name, colon, value in (line.partition(": ") for line in page.splitlines()) if colon
     }
@@ -129,10 +129,10 @@ def test_statusz_tells_what_the_answers_and_the_log_tell(driver: FakeDriver, pro
     assert re.search(r", \d hr \d\d min \d\d sec ago, took \d\.\d{3} s$", page["Last check"])
     changes = answer.text.partition("Last changes, the newest first:\n")[2].splitlines()
     assert [line.partition("  ")[2].partition(": ")[2] for line in changes] == texts[::-1]
-    # As many changes as the log has.
+    # As many changes as in the log.
     log = [line for line in probe.log_lines if '"CSI driver is ' in line]
     assert len(log) == len(changes)
-    # Within a second, too, it has what the answer had.
+    # Even within the same second, it has what the answer had.
     driver.set("unset")
     assert probe.get().text == "ok"
     assert _fields(probe.get("/statusz").text)["Last verdict"] == "healthy: ok"
@@ -228,7 +228,7 @@ def test_the_answer_is_out_before_the_probe_timeout(socket_path: Path, trouble: 
         shortest = [60.0, 60.0]
         for _ in range(10):
             with program.Probe(args) as probe:
-                # The first has to wait until the program has started, and is answered in time all the same.
+                # The first has to wait until the program has started, and is still answered in time.
                 answers = [probe.get() for _ in range(2)]
             assert [answer.status for answer in answers] == [500, 500]
             assert min(answer.seconds for answer in answers) > 0.5
@@ -251,7 +251,7 @@ def test_retrying_ends_with_the_smaller_of_both_timeouts(
         f"--probe-timeout={timeout}",
         f"--connection-timeout={connection_timeout}",
     )
-    probe.get()  # may have had to wait until the program has started, and is answered sooner for it
+    probe.get()  # it may have had to wait for the start, and then its answer comes sooner
     for peer in (contextlib.nullcontext(), peers.stale_socket(socket_path)):
         with peer:
             answer = probe.get()
@@ -366,7 +366,7 @@ def test_tcp_driver(probe_factory: ProbeFactory, scheme: str) -> None:
 def test_a_driver_that_serves_old_connections_alone_is_never_healthy(
     driver: FakeDriver, probe_factory: ProbeFactory
 ) -> None:
-    """In a row of quick checks too, and whoever else asks between them."""
+    """Even in a row of quick checks, and whoever else asks in between."""
     probe = probe_factory(
         f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=300ms"
     )
@@ -404,7 +404,7 @@ def test_requests_share_the_check_in_flight_and_no_other(driver: FakeDriver, pro
     for number, client in enumerate(clients):
         client.sendall(b"GET /%s HTTP/1.0\r\n\r\n" % (b"healthz", b"livez", b"readyz")[number % 3])
     driver.wait(probing=1)
-    # All that were sent earlier are waiting when this one is answered.
+    # Once this one is answered, all that were sent earlier are waiting.
     assert probe.get("/nothing").status == 404
     driver.set("not-ready")
     for number, client in enumerate(clients):
@@ -456,7 +456,7 @@ def test_malformed_requests_are_refused_and_not_logged(probe: program.Probe) -> 
 
 @pytest.mark.parametrize("sent", NO_HTTP1.values(), ids=NO_HTTP1)
 def test_clients_of_other_protocols_are_refused_at_once(probe: program.Probe, sent: bytes) -> None:
-    """Like a kubelet's probe with `scheme: HTTPS`: from no answer it would conclude that we are too slow."""
+    """Like a kubelet's probe with `scheme: HTTPS`: without an answer it would conclude that we are too slow."""
     assert program.best_of(3, lambda: _seconds_to_400(probe, sent)) < 1
 
 
@@ -489,7 +489,7 @@ def test_hundreds_of_half_open_connections(driver: FakeDriver, probe: program.Pr
         for number in range(2500):
             client = stack.enter_context(probe.connect())
             if number % 2:
-                # Some were given up by the program already.
+                # The program has already given some of them up.
                 with contextlib.suppress(ConnectionError):
                     client.sendall(b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 2000)
             if number % 500 == 499:
@@ -504,7 +504,7 @@ def test_hundreds_of_half_open_connections(driver: FakeDriver, probe: program.Pr
 
 @BOTH
 def test_few_descriptors_are_enough(socket_path: Path, driver: FakeDriver, command: Sequence[str]) -> None:
-    """As under `ulimit -n 64`: idle clients cannot take what a check needs."""
+    """As under `ulimit -n 64`: idle clients cannot use up what a check needs."""
     limited = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh", *command]
     args = [f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=10s"]
     with program.Probe(args, command=limited) as probe, contextlib.ExitStack() as idle:
@@ -585,7 +585,7 @@ def test_it_listens_and_answers_before_there_is_a_driver(
     probe = probe_factory(
         f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=600ms"
     )
-    # As quick as a program can be that has just begun to listen.
+    # As soon as possible after the program has begun to listen.
     assert probe.get("/nothing").status == 404
     assert probe.get().text == f"cannot connect to {socket_path}: no such file or directory"
     assert probe.process.poll() is None
@@ -653,7 +653,7 @@ def test_names_are_bound_on_their_ipv4_address(folder: Path, hosts: str, bound: 
         assert probe.addresses[0].rpartition(":")[0] == bound
 
 
-# Runs a command where the one DNS server there is takes questions and answers none.
+# Runs a command where the only DNS server takes questions and answers none.
 MUTE_DNS = (
     *("unshare", "--user", "--map-root-user", "--mount", "--net", sys.executable, "-c"),
     """
@@ -692,7 +692,7 @@ def test_a_signal_ends_it_while_a_name_is_resolved(
 
 
 def _questions(probe: program.Probe) -> int:
-    """Bytes that wait on port 53 in the program's name space."""
+    """Bytes waiting on port 53 in the program's namespace."""
     with contextlib.suppress(FileNotFoundError):
         for line in Path(f"/proc/{probe.pid}/net/udp").read_text().splitlines()[1:]:
             fields = line.split()
@@ -721,7 +721,7 @@ def test_where_ipv6_is_off_it_listens_on_ipv4(driver: FakeDriver, command: Seque
         {"call": "eventfd2"},
         {"call": "prlimit64"},
         {"call": "socketpair"},
-        # Buffers' sizes, and what the kernel keeps of an answer.
+        # The sizes of buffers, and what the kernel keeps of an answer.
         {"call": "setsockopt", "argument": 2, "value": socket.SO_SNDBUF},
         {"call": "setsockopt", "argument": 2, "value": socket.TCP_USER_TIMEOUT},
         {"call": "ioctl", "argument": 1, "value": 0x5411},
@@ -877,7 +877,7 @@ def _seconds_to_end(
                 while data := client.recv(65536):
                     received += data
             if when in ("missing", "hanging", "connecting"):
-                # An answer, and never half of one.
+                # A whole answer, never half of one.
                 answer = read_answer(received)
                 assert answer.status == 500
             else:
@@ -945,7 +945,7 @@ def test_as_pid_1_it_ends_at_once_too(
 
 
 def test_a_blocked_log_does_not_block_the_probe(driver: FakeDriver, socket_path: Path) -> None:
-    """Nobody reads standard error, at the most talkative: as when the container runtime hangs."""
+    """Nobody reads standard error, at the highest verbosity: as when the container runtime hangs."""
     reader, writer = os.pipe()
     port = program.free_port()
     args = [f"--csi-address={socket_path}", f"--http-endpoint=127.0.0.1:{port}", "-v=9"]
@@ -1067,7 +1067,7 @@ importlib.import_module({module!r})
 def test_it_listens_before_it_loads_what_is_costly(
     driver: FakeDriver, probe_factory: ProbeFactory, folder: Path, module: str
 ) -> None:
-    """Each of these waits, when it is imported, until the test has connected; and grpc must not be imported at all."""
+    """When imported, each of these waits until the test has connected; and grpc must not be imported at all."""
     fifo, modules = folder / "go", folder / "modules"
     package = modules / module.replace(".", "/")
     package.mkdir(parents=True)

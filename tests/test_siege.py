@@ -1,4 +1,4 @@
-"""A siege: strangers, drivers and the node at their worst at random moments, and then all is lifted, and it is well."""
+"""A siege: strangers, drivers and the node at their worst, at random moments; then it is lifted, and all is well."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIB = 2**20
 
 
 class Siege:
-    """One life of the program; each method that is a step may come at any moment and any number of times."""
+    """One life of the program; each method that is a step may come at any moment, any number of times."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self._socket, self._stack = folder / "csi.sock", stack
@@ -59,7 +59,7 @@ class Siege:
         self.threads = self.probe.thread_ids()
 
     def wait_until_healthy(self) -> None:
-        """Not at once: on a busy machine a check may run into its time."""
+        """Not at once: on a busy machine a check may time out."""
         end = time.monotonic() + 20
         while self.probe.get().text != "ok":
             assert time.monotonic() < end
@@ -79,7 +79,7 @@ class Siege:
     # ---- the node
 
     def deny(self, what: int, spare: int) -> None:
-        """Grant so much more than is in use now."""
+        """Grant this much more than is in use now."""
         used = {
             resource.RLIMIT_NOFILE: self.probe.descriptors,
             resource.RLIMIT_AS: self.probe.virtual_memory,

@@ -1,4 +1,4 @@
-"""Drivers by other implementations of gRPC than ours are judged as they say: healthy, failing, large."""
+"""Drivers on other implementations of gRPC are judged by what they say: healthy, failing, large."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def test_a_method_that_is_not_there(stack: str, socket_path: Path) -> None:
     with STACKS[stack](socket_path, 0, "", b""):
         reply = UnixCall(str(socket_path))("/csi.v1.Nothing/There", b"", time.monotonic() + PATIENCE)
 
-    # grpclib says so without a content-type, which is no gRPC for grpc-go.
+    # grpclib says so without a content-type, which for grpc-go is not gRPC.
     assert (reply.code, reply.payload) == ("Unknown" if stack == "grpclib" else "Unimplemented", None)

@@ -1,8 +1,8 @@
-"""The built file through random lives of its driver and clients: each verdict is the one that a simple model gives.
+"""Random lives of the built file's driver and clients: each verdict is the one that a simple model gives.
 
-The model is `Lives.verdict()` and what the rules write into its fields; after every rule it is asked, and the program
-is. A driver that answers may be late on a busy machine, so the test asks again after a missed deadline; a driver that does
-not answer must never be taken for one that does. Late answers are counted, and must be few in the end.
+The model is `Lives.verdict()` and what the rules write into its fields; after every rule both it and the program are
+asked. A driver that answers may be late on a busy machine, so the test asks again after a missed deadline; a driver that
+does not answer must never be taken for one that does. Late answers are counted, and must be few in the end.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 STEPS = 15
 # That may run at the same time.
 PARTS = 2
-# Short, since a driver that does not answer costs it with each step.
+# Short, since each step costs this much while a driver does not answer.
 PROBE_TIMEOUT = 0.3
-# For what a slow machine may take its time with.
+# For anything that may take time on a slow machine.
 PATIENCE = 20.0
 GET = FINE["HTTP/1.1"]
 
-# What the program may hold whatever happens; it begins with 18 MiB, 4 threads, 7 descriptors. MiB.
+# The most the program may hold, whatever happens; it begins with 18 MiB, 4 threads, 7 descriptors. In MiB.
 MOST_MEMORY = 48
 MOST_THREADS = 4
 MOST_DESCRIPTORS = 32  # beyond those of the clients that are there
@@ -60,7 +60,7 @@ MOST_ORPHANS = 2
 
 
 class Verdict(NamedTuple):
-    """What the model says of a check."""
+    """What the model says about a check."""
 
     kind: str
     text: str
@@ -68,7 +68,7 @@ class Verdict(NamedTuple):
     healthy: bool = False
     alive: bool = False
     answers: bool = False
-    """Whether the driver does, which on a slow machine may be too late."""
+    """Whether the driver answers, which on a slow machine may be too late."""
 
 
 def unreachable(reason: str) -> Verdict:
@@ -81,7 +81,7 @@ NO_ANSWER = Verdict("no answer", "rpc error: code = DeadlineExceeded desc = .*")
 NO_HTTP2 = unreachable("the peer does not speak HTTP/2.*")
 KINDS = ("healthy", "not ready", "an error", "no answer", "unreachable")
 
-# What may be in the driver's place without being a driver.
+# What may be in the driver's place without being one.
 OTHERS: dict[str, tuple[peers.Peer, Verdict]] = {
     "file": (peers.regular_file, unreachable("not a socket")),
     "folder": (peers.directory, unreachable("not a socket")),
@@ -95,7 +95,7 @@ OTHERS: dict[str, tuple[peers.Peer, Verdict]] = {
 
 
 def counted_rule(**drawn: Any) -> Callable[[Callable[..., None]], Any]:
-    """A rule; the tally has how often it was followed."""
+    """A rule; the tally counts how often it was followed."""
 
     ruled: Callable[..., Any] = rule(**drawn)
 
@@ -120,8 +120,8 @@ class Lives(RuleBasedStateMachine):
         self.ends = contextlib.ExitStack()
         folder = self.ends.enter_context(tempfile.TemporaryDirectory(prefix="lp", dir="/tmp"))
         self.path = Path(folder, "csi.sock")
-        self.driver: FakeDriver | None = None  # who listens at the path
-        self.orphans: list[FakeDriver] = []  # who did, and lost the path to others
+        self.driver: FakeDriver | None = None  # the one that listens at the path
+        self.orphans: list[FakeDriver] = []  # those that did, and lost the path to others
         self.other: str | None = None  # of OTHERS
         self.other_ends = self.ends.enter_context(contextlib.ExitStack())
         self.stale = False
@@ -281,7 +281,7 @@ class Lives(RuleBasedStateMachine):
             list(pool.map(self.check, [path] * number))
         if self.obeys():
             assert self.driver
-            # The end of a call that was given up and the begin of the next may pass each other on the way.
+            # The end of an abandoned call and the beginning of the next may overtake each other.
             assert self.driver.seen().most_probing <= (2 if self.given_up else 1)
 
     @counted_rule(
@@ -293,7 +293,7 @@ class Lives(RuleBasedStateMachine):
     def disturb(self, number: int, sent: bytes, leave: str) -> None:
         for _ in range(number):
             client = self.probe.connect()
-            # Refused before all was sent, the rest is not taken.
+            # If it is refused before all was sent, the rest is not taken.
             with contextlib.suppress(ConnectionError):
                 client.sendall(sent)
             if leave == "never":
@@ -314,7 +314,7 @@ class Lives(RuleBasedStateMachine):
         while self.clients:
             self.clients.pop().close()
 
-    # ---- what holds always
+    # ---- what always holds
 
     @initialize(form=st.sampled_from(["text", "json"]), verbosity=st.sampled_from([0, 5]), late=st.booleans())
     def begin(self, form: str, verbosity: int, late: bool) -> None:
@@ -327,7 +327,7 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def verdict_is_the_models(self) -> None:
         self.tally.add("steps")
-        # All paths, where that takes no time.
+        # All paths, if that takes no time.
         for path in ("/readyz", "/livez", "/healthz") if self.verdict().answers else ("/healthz",):
             self.check(path)
         assert f"\ncsi_liveness_up {float(self.verdict().healthy)}\n" in self.probe.get("/metrics").text
@@ -335,7 +335,7 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def nothing_grows(self) -> None:
         memory, threads = self.probe.memory() >> 20, self.probe.threads()
-        # A connection that was closed stays for a moment, and nobody tells when it is gone.
+        # A closed connection stays for a moment, and nothing tells when it is gone.
         self.wait_until(lambda: self.probe.descriptors() <= MOST_DESCRIPTORS + len(self.clients))
         self.tally.add("most MiB resident", memory)
         self.tally.add("most threads", threads)
@@ -357,7 +357,7 @@ class Lives(RuleBasedStateMachine):
     # ---- inside
 
     def mend(self, for_good: bool, how: Callable[[], None]) -> None:
-        """Ends a trouble that should not last, once it has been seen; otherwise most of a life would be trouble."""
+        """Ends a trouble that should not last, once it was seen; otherwise most of a life would be trouble."""
         if not for_good:
             self.check()
             how()
@@ -381,7 +381,7 @@ class Lives(RuleBasedStateMachine):
             driver.kill()
 
     def check(self, path: str = "/healthz", method: str = "GET") -> None:
-        """Asks until the answer is the model's; one that is another is taken only for lateness."""
+        """Asks until the answer is the model's; any other is accepted only if it may be due to lateness."""
         expected = self.verdict()
         status = 200 if (expected.alive if path == "/livez" else expected.healthy) else 500
         end = time.monotonic() + PATIENCE
@@ -412,7 +412,7 @@ class Lives(RuleBasedStateMachine):
             time.sleep(0.01)
 
 
-# Each rule, and each trouble both for a moment and until something is done about it; the driver is healthy at first.
+# Each rule, and each trouble both for a moment and until something is done about it; at first the driver is healthy.
 ONE_LIFE: list[tuple[str, tuple[Any, ...]]] = [
     ("ask", ("/readyz", "HEAD")),
     ("reply", ("not-ready",)),
@@ -477,7 +477,7 @@ def assert_in_time(tally: Tally) -> None:
 
 
 def test_each_rule_in_one_life(tally: Tally) -> None:
-    """By chance alone, some would seldom have their turn."""
+    """Left to chance, some would seldom have their turn."""
     life = Lives()
     try:
         life.begin("text", 0, late=False)

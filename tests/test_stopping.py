@@ -1,4 +1,4 @@
-"""One fact, kept once: whoever looks, waits or is in the middle of something hears of it."""
+"""One fact, kept once: everyone who looks, waits or is in the middle of something learns of it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_many_may_wait() -> None:
 
 
 def test_a_signal_s_handler_may_set_it_at_any_moment_of_a_wait() -> None:
-    """A lock that the interrupted wait holds would be waited for for ever."""
+    """Waiting for a lock that the interrupted wait holds would never end."""
     before = signal.signal(signal.SIGALRM, lambda *_: stop.set())
     try:
         for round_ in range(500):

@@ -27,7 +27,7 @@ SYSTEMD = Path("/usr/lib/systemd/systemd")
 FILE = program.ROOT / "bin" / "livenessprobe"
 OPERATIONS = (program.ROOT / "docs" / "operations.md").read_text()
 
-# Of Debian's units only what ours need: the others would handle devices, of which this container has none.
+# Only those of Debian's units that ours need: the others would handle devices, which this container does not have.
 BORROWED = """basic.target local-fs.target multi-user.target network.target paths.target shutdown.target slices.target
     sockets.target swap.target sysinit.target timers.target umount.target
     systemd-journald.service systemd-journald.socket""".split()
@@ -107,7 +107,7 @@ def host() -> Iterator[Host]:
 
 
 def _skeleton(folder: Path) -> Path:
-    """An image of folders, links and two users; all else comes from the machine's /usr."""
+    """An image of folders, links and two users; everything else comes from the machine's /usr."""
     path = folder / "skeleton.tar"
     with tarfile.open(path, "w") as archive:
         for name in FOLDERS:
@@ -126,7 +126,7 @@ def _skeleton(folder: Path) -> Path:
 
 
 def _options(folder: Path) -> list[str]:
-    """What systemd needs as PID 1 of a container: to mount for its units, and its control groups."""
+    """What systemd needs as PID 1 of a container: permission to mount for its units, and its control groups."""
     unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     mounts = {
         "/usr": "/usr:ro",
@@ -207,7 +207,7 @@ def test_a_misspelt_flag_is_not_tried_again(host: Host) -> None:
 def test_a_port_that_gets_free_is_taken(host: Host, driver: FakeDriver) -> None:
     for name in ("first", "second"):
         host.configure(name, f"{ADDRESS} --health-port=9809")
-    # Without the limit of starts, which so short a pause would soon reach.
+    # Without the limit on starts, which so short a pause would soon reach.
     changes = "[Unit]", "StartLimitIntervalSec=0", "[Service]", "RestartSec=100ms"
     host.adapt("livenessprobe@second.service", *changes)
     log = "livenessprobe@second.service"
@@ -240,7 +240,7 @@ def test_a_port_that_gets_free_is_taken(host: Host, driver: FakeDriver) -> None:
 def test_one_check_tells_its_verdict(behaviour: str | None, status: str, text: str, host: Host) -> None:
     name = behaviour or "gone"
     unit = f"livenessprobe-once@{name}.service"
-    # For a server too: --once has no use for its port.
+    # Also good for a server: --once does not use its port.
     host.configure(name, f"{ADDRESS} --http-endpoint=127.0.0.1:9810")
     driver = FakeDriver(host.socket)
     if behaviour:
@@ -284,7 +284,7 @@ def test_failed_checks_restart_the_driver_as_often_as_the_page_allows(host: Host
     host.adapt(unit, *textwrap.dedent(told).splitlines())
 
     def restarted() -> int:
-        """How often it was, once nobody is about to."""
+        """How often, once no restart is under way."""
         busy = host.show(restarts, "ActiveState") in ("activating", "deactivating")
         return -1 if busy else host.log("mydriver.service").count("began")
 

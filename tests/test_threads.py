@@ -1,4 +1,4 @@
-"""Starting a thread; where none is to be had is in test_faults.py, with real denials."""
+"""Starting a thread; test_faults.py has the cases in which the system grants none, with real denials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call over a unix socket: the verdict on each peer is grpc-go's, whatever the peer says, and there is one in time."""
+"""A call over a unix socket: whatever the peer says, the verdict is grpc-go's, and comes in time."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_verdict_is_that_of_grpc_go(name: str, socket_path: Path) -> None:
     "name", ["an answer", "padding", "CONTINUATION", "refused, then answered", "HTTP/1.1"]
 )
 def test_the_verdict_is_the_same_byte_by_byte(name: str, socket_path: Path) -> None:
-    """All of them byte by byte are in test_http2_call.py."""
+    """test_http2_call.py has all of them, byte by byte."""
     with CASES[name].peer(socket_path, piece=1):
         assert CASES[name].holds(ended := outcome(socket_path)), ended
 
@@ -112,7 +112,7 @@ def test_a_peer_that_goes_on_and_does_not_listen(socket_path: Path) -> None:
 def test_a_driver_that_keeps_our_deadline_may_say_so_in_its_words_but_not_in_the_last_moment(
     socket_path: Path,
 ) -> None:
-    """Which of the two is quicker would change the text from check to check."""
+    """Otherwise the text would change from check to check, with which of the two is quicker."""
     says = verdicts.headers(
         verdicts.begin()
         + verdicts.field(b"grpc-status", b"4")
@@ -151,12 +151,12 @@ def test_the_request_is_as_that_of_grpc_go(socket_path: Path) -> None:
     ]
     assert name == b"grpc-timeout"
     assert 4_000_000 < int(timeout.removesuffix(b"u")) <= 5_000_000
-    # All of it in one write, the message with its end included.
+    # All of it in one write, including the message and its end.
     assert rest[9 + length :] == peers.frame(0, b"\0\0\0\0\0", 1, 1)
 
 
 def test_a_long_request_goes_as_the_windows_open(driver: FakeDriver, socket_path: Path) -> None:
-    """More than a window and many frames; a real server opens it."""
+    """More than a window and many frames; a real server opens the window."""
     assert outcome(socket_path, request=b"\n\xc0\x9a\x0c" + bytes(200_000)) == Reply("OK", "", b"")
 
 
@@ -229,7 +229,7 @@ def test_what_cannot_be_connected_to(
 
 
 def without_privileges(path: Path) -> tuple[str, str, bool]:
-    """The same on a thread to which the file system grants no more than to anyone, though we be root."""
+    """The same on a thread that the file system treats like anybody's, even if we are root."""
     found: list[tuple[str, str, bool]] = []
 
     def find() -> None:
@@ -286,7 +286,7 @@ def test_too_few_descriptors(socket_path: Path) -> None:
 
 @pytest.mark.parametrize("unread", [False, True])
 def test_closed_or_reset_before_a_word(unread: bool, socket_path: Path) -> None:
-    """Reset is what comes where the peer has not read all that was sent."""
+    """It is a reset if the peer has not read all that was sent."""
 
     def talk(connection: socket.socket) -> None:
         connection.recv(1 if unread else 65536)
@@ -338,7 +338,7 @@ def test_no_time_left(socket_path: Path) -> None:
 
 
 def test_a_driver_that_ends_before_it_accepts_resets_the_call(socket_path: Path) -> None:
-    """Which may heal: it is what a check sees of a driver that was stopped, is killed and comes back."""
+    """Which may heal: a check sees this when a stopped driver is killed and comes back."""
     outcomes: list[Reply | Unreachable] = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path))
@@ -350,7 +350,7 @@ def test_a_driver_that_ends_before_it_accepts_resets_the_call(socket_path: Path)
 
     (found,) = outcomes
     assert isinstance(found, Unreachable)
-    assert found.reason in ("closed by the peer", "connection reset")  # as it had sent its call, or not yet
+    assert found.reason in ("closed by the peer", "connection reset")  # as the call was sent, or not yet
     assert found.may_heal
 
 
@@ -437,7 +437,7 @@ def test_a_flood_ends_the_call_soon(begin: bytes, flood: bytes, socket_path: Pat
     ids=lambda named: named[0],
 )
 def test_a_costly_block_of_header_fields(block: tuple[str, bytes], socket_path: Path) -> None:
-    """hpack's time grows with the square of some of these, where it gets them whole."""
+    """hpack's time would grow with the square of some of these, if it got them whole."""
     with Case(((HELLO, Call(), verdicts.headers(verdicts.begin() + block[1], 1)),), "", "", "").peer(
         socket_path
     ):

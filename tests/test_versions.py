@@ -1,4 +1,4 @@
-"""Versions without loading what they are of."""
+"""Versions of libraries, without loading them."""
 
 import importlib.metadata
 import subprocess

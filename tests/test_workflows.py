@@ -33,7 +33,7 @@ def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    # Not as YAML has it, where the key `on` is a boolean.
+    # Not as YAML 1.1 does, where the key `on` is a boolean.
     return dict(yaml.load(path.read_text(), yaml.BaseLoader))
 
 
@@ -133,7 +133,7 @@ def test_every_file_and_image_is_attested_before_the_release_is_made() -> None:
     assert names[-len(order) :] == order
 
 
-# ---- the steps of a release, with programs that only tell what they were asked for
+# ---- the steps of a release, with programs that only record what they were asked for
 
 TOLD = """#!/bin/sh
 echo "${0##*/} $*" >>"$TOLD"

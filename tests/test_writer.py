@@ -1,4 +1,4 @@
-"""Lines on descriptors that take nothing, or not now: nobody waits, order and whole lines are kept, losses are counted."""
+"""Lines to descriptors that take nothing, or not now: nobody waits, lines stay whole and in order, losses are counted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def line(n: int) -> str:
 
 
 def read_until(descriptor: int, last: str, seconds: float = 20.0) -> list[str]:
-    """All lines, up to one that matches; it fails where that doesn't come."""
+    """All lines, up to one that matches; fails if none comes."""
     data, end = b"", time.monotonic() + seconds
     while not re.search(rf"(?m)^{last}\r?\n\Z", data.decode()):
         assert select.select([descriptor], [], [], max(0, end - time.monotonic()))[0], data[-1000:]
@@ -87,7 +87,7 @@ def _closing(reader: int, writer: int) -> Iterator[tuple[int, int]]:
     try:
         yield reader, writer
     finally:
-        # The thread of a writer that still waits gets an error.
+        # A writer's thread that is still waiting gets an error.
         os.close(reader)
         os.close(writer)
 
@@ -177,7 +177,7 @@ def test_a_byte_too_many_does_not_fit() -> None:
 
 
 def test_after_a_loss_no_line_is_taken_before_the_queue_is_empty() -> None:
-    """Not even one for which there would be room: there's one gap, not many."""
+    """Not even one that there would be room for: there is one gap, not many."""
     with pipe() as (reader, descriptor):
         taken = fill(descriptor)
         writer = on(descriptor)
@@ -200,7 +200,7 @@ def test_a_line_longer_than_the_queue_is_taken_alone() -> None:
 
 
 def test_beside_another_writer_lines_stay_whole_and_nobody_waits() -> None:
-    """Where there was room a moment ago, the other one has it now."""
+    """Room that was there a moment ago is now taken by the other writer."""
     busy = ["sh", "-c", "while :; do echo other; done"]
     ours: list[str] = []
     with pipe() as (reader, descriptor), subprocess.Popen(busy, stdout=descriptor) as other:
@@ -275,9 +275,7 @@ def test_what_was_torn_is_not_continued_by_the_next_line() -> None:
         assert os.read(reader, 1) == b"x"
         number = os.dup(reader)
         with pipe() as (other_reader, other):
-            os.dup2(
-                other_reader, reader
-            )  # nobody reads the first pipe any more, as soon as this is closed too:
+            os.dup2(other_reader, reader)  # nobody reads the first pipe any more once this is closed too:
             os.close(number)
             writer.flush(20)
             os.dup2(other, descriptor)
@@ -319,7 +317,7 @@ def test_lines_of_many_threads_arrive_all_whole_and_each_thread_s_in_order() -> 
 
 
 def test_no_line_of_many_threads_is_forgotten() -> None:
-    """Each is longer than what a pipe takes in one piece, and all of them are far too much."""
+    """Each is longer than a pipe takes in one piece, and together they are far too much."""
     lines: list[str] = []
     with pipe() as (reader, descriptor):
         writer = on(descriptor)
