@@ -1,4 +1,4 @@
-"""In CI (CI=true) a skipped test is a failure: whatever could not be tried there was not tried at all."""
+"""In CI (CI=true) a skipped test is a failure: what cannot be tried there is not tried at all."""
 
 import os
 from collections.abc import Generator
@@ -28,7 +28,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Leave a note of whether any were skipped, for whoever judges by what was reached."""
+    """Leave a note if any were skipped, for the check of what was reached."""
     skipped = terminalreporter.config.rootpath / ".cache" / "skipped"
     skipped.unlink(missing_ok=True)
     if terminalreporter.stats.get("skipped"):

@@ -1,4 +1,4 @@
-"""A host with another Debian or another machine: a folder with its packages, in which chroot starts programs."""
+"""A host with another Debian or another architecture: a folder with its packages, in which chroot starts programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pyz
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Instead of the machine's own settings: only what was fetched for this host, from this release of Debian.
+# Instead of the machine's own settings: only what was fetched for this host, from this Debian release.
 SETTINGS = """
 APT::Architecture "{architecture}";
 APT::Architectures {{ "{architecture}"; }};
@@ -32,7 +32,7 @@ Dir::State::status "{folder}/status";
 
 
 def emulator(architecture: str) -> Path | None:
-    """What runs programs of this architecture here; None if nothing has to. Fails if that is missing."""
+    """What runs this architecture's programs here; None if nothing is needed. Fails if it is missing."""
     machine = pyz.PLATFORMS[f"linux/{architecture}"]
     if machine == platform.machine():
         return None
@@ -43,7 +43,7 @@ def emulator(architecture: str) -> Path | None:
 
 
 def missing(architecture: str) -> str:
-    """Why there can be no such host; empty if there can."""
+    """Why there cannot be such a host; empty if there can."""
     lacking = [command for command in ("apt-get", "dpkg-deb", "chroot") if not shutil.which(command)]
     if lacking:
         return f"there is no {lacking[0]} here"
@@ -76,7 +76,7 @@ class DebianHost:
         os.environ["APT_CONFIG"] = str(settings)
         try:
             subprocess.run(["apt-get", "--quiet=2", "update"], check=True)
-            # What is always there, a shell and the interpreter; and the one library that the wheels take from a host.
+            # What every host has, a shell and the interpreter; and the only library that the wheels take from a host.
             packages = [
                 "base-files",
                 "dash",
@@ -87,13 +87,13 @@ class DebianHost:
             self.root = debs.fetch(packages, architecture, folder).folder
         finally:
             del os.environ["APT_CONFIG"]
-        # gRPC wants to read there; a file will do, since not everyone may make a device.
+        # gRPC wants to read it; a file will do, since not everyone may make a device.
         (self.root / "dev" / "urandom").write_bytes(os.urandom(65536))
         if self._emulator:
             shutil.copy(self._emulator, self.root / "emulator")
 
     def run(self, file: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Start a packed file that was copied there, to its end."""
+        """Run a packed file that was copied there, to its end."""
         # An emulator cannot start a script, so it starts what the script would.
         command = ["/emulator", self._python, "-IS", file] if self._emulator else [file]
         return subprocess.run(

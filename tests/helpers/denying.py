@@ -21,7 +21,7 @@ NUMBERS = {
     "socket": (41, 198),
     "socketpair": (53, 199),
 }
-# Arguments: the call's number, the error's, which of its arguments has to have which value (or -1: all calls).
+# Arguments: the number of the call and of the error, and which of its arguments must have which value (-1: all calls).
 _LAUNCHER = """
 import ctypes, os, struct, sys
 call, error, argument, value = map(int, sys.argv[1:5])

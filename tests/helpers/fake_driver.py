@@ -1,7 +1,7 @@
 """A CSI driver for tests: a real gRPC server in its own process, steered by a handle; imports grpc only.
 
 In its own process, so that a test can stop it, kill it and take its file descriptors away. Its replies are written as
-bytes: so they can be wrong, and a mistake in our generated messages cannot hide on both sides.
+bytes, so that they can be wrong, and so that a mistake in our generated messages cannot hide on both sides.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def plugin_info(name: str) -> bytes:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method does: it does not exist, or after some seconds it gives an error or a reply."""
+    """What a method does: it does not exist, or after some seconds it returns an error or a reply."""
 
     reply: str = ""  # hexadecimal, to travel as JSON
     code: str = ""
@@ -152,7 +152,7 @@ class Identity(grpc.GenericRpcHandler):
 
 
 class _Process:
-    """Carries out the commands of the handle, one JSON line each, and acknowledges each with one."""
+    """Carries out the handle's commands, each a line of JSON, and acknowledges each with another."""
 
     def __init__(self, target: str) -> None:
         self.identity = Identity()
@@ -212,12 +212,12 @@ def main() -> None:
         reply = REPLIES[{"unset": "unset", "true": "ready", "false": "not-ready"}[options.ready]]
         process.identity.tell("Probe", Answer(reply.hex(), options.error, options.message, options.after))
         process.identity.tell("GetPluginInfo", Answer(plugin_info(options.name).hex()))
-        # Before gRPC has threads, which would otherwise take the signals.
+        # Before gRPC starts threads, which would otherwise take the signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         print(f"listening: {options.socket or options.tcp} (port {process.listen()['port']})", flush=True)
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
         process.stop()
-    # Not by falling off the end: that would join threads whose calls hang.
+    # Not by reaching the end: that would join threads whose calls hang.
     os._exit(0)
 
 
@@ -237,7 +237,7 @@ class Seen(NamedTuple):
 class FakeDriver:
     """A driver on a unix socket (an absolute path) or on TCP (`127.0.0.1:0`), started and steered by a test.
 
-    What was `set` before `start` holds from the first call on; it outlives `restart`, and `kill` plus `start`.
+    What was `set` before `start` holds from the first call on; it outlives `restart`, and `kill` followed by `start`.
     """
 
     def __init__(self, target: str | Path, *, name: str = "fake.csi.k8s.io") -> None:
@@ -286,7 +286,7 @@ class FakeDriver:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL, which leaves the socket's file behind. Nothing to do if none runs."""
+        """SIGKILL, which leaves the socket's file behind. Does nothing if none runs."""
         if self._process is None:
             return
         self._process.kill()
@@ -330,7 +330,7 @@ class FakeDriver:
 
         unset, ready, not-ready   the replies of Probe
         name                      GetPluginInfo gives `name` (which may be empty)
-        raw                       `data` as it is, for the reply
+        raw                       the reply is `data` as it is
         error                     `code` (one of CODES) and `message`
         slow                      the reply of now, `after` seconds
         hang                      no answer until another `set` or `release`
@@ -367,7 +367,7 @@ class FakeDriver:
 
     def exhaust_descriptors(self) -> None:
         """Open connections go on; a new one is queued by the kernel and never accepted."""
-        # Below what is open already: then a descriptor that is freed does not help either.
+        # Below what is open already, so that a descriptor that is freed does not help either.
         resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (3, self._descriptor_limit()))
 
     def release_descriptors(self) -> None:
@@ -441,7 +441,7 @@ class FakeDriver:
 
 
 def _table(kind: str) -> list[list[str]]:
-    """The kernel's list of such sockets; there is none for a family that is switched off."""
+    """The kernel's list of such sockets; there is none for an address family that is switched off."""
     file = Path(f"/proc/net/{kind}")
     return [line.split() for line in file.read_text().splitlines()[1:]] if file.exists() else []
 

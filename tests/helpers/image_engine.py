@@ -20,7 +20,7 @@ from program import Response
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# By this, all that tests make can be told from what else there is.
+# By this label, everything that tests make can be told from everything else.
 MARK = f"livenessprobe.test={this_run.name()}"
 PORT = 9808
 
@@ -57,7 +57,7 @@ def missing() -> str:
 
 
 def remove_all() -> None:
-    """Remove all that the tests of this run made, also what a test could not."""
+    """Remove everything that this run's tests made, including what a test could not remove."""
     if missing():
         return
     for things, remove in {
@@ -75,7 +75,7 @@ class Container:
     def __init__(self, number: str) -> None:
         self.id = number
         self.started = 0.0
-        """Seconds of the monotonic clock, before Docker was asked to start it."""
+        """By the monotonic clock, just before Docker was asked to start it."""
 
     def start(self) -> Container:
         self.started = time.monotonic()
@@ -145,7 +145,7 @@ class Container:
             return Response(response.status, response.headers, body, time.monotonic() - begin)
 
     def wait_until_healthy(self, timeout: float = 60.0) -> float:
-        """Ask until it says so; return the moment, by the monotonic clock."""
+        """Ask until it is healthy; return the moment, by the monotonic clock."""
         address, end = self.address, time.monotonic() + timeout
         while True:
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -160,7 +160,7 @@ class Container:
     # ---- its control group, of version 1 or 2
 
     def memory(self) -> dict[str, int]:
-        """What the kernel counts: `failures` are the times it had to make room, `kills` the times it could not."""
+        """What the kernel counts: `failures` is how often it had to make room, `kills` how often it could not."""
         folder = self._group("memory")
         if (folder / "memory.max").exists():
             events = _numbers(folder / "memory.events")
@@ -201,7 +201,7 @@ def _numbers(file: Path) -> dict[str, int]:
 
 @contextlib.contextmanager
 def created(*arguments: str | Path) -> Iterator[Container]:
-    """A container of these arguments of `docker create`, which is removed at the end."""
+    """A container with these arguments of `docker create`; it is removed at the end."""
     container = Container(must("create", f"--label={MARK}", *arguments))
     try:
         yield container

@@ -1,7 +1,7 @@
 """A real Prometheus, set up as deploy/prometheus/ says, over pods of real drivers and sidecars.
 
-A minute lasts a second here: `hurried` divides every duration in the files by 60, and nothing else is changed but
-where the pods are learnt from: Debian's Prometheus is built without Kubernetes discovery, so a file gives the labels.
+A minute lasts a second here: `hurried` divides every duration in the files by 60. The only other change is where the
+pods come from: Debian's Prometheus is built without Kubernetes discovery, so a file gives the labels.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def discovered_by_file(config: str, targets: Path) -> str:
 def rendered(monitor: str) -> str:
     """The configuration that prometheus-operator renders from a PodMonitor for all namespaces.
 
-    Its own relabelling comes first: what ended is dropped, the port is kept by its name, and namespace, container, pod,
-    job (the PodMonitor's name) and endpoint become labels. Then comes the PodMonitor's.
+    Its own relabelling comes first: pods that ended are dropped, the port is kept by its name, and namespace, container,
+    pod, job (the PodMonitor's name) and endpoint become labels. Then comes the PodMonitor's.
     """
     read: dict[str, Any] = yaml.safe_load(monitor)
     (endpoint,) = read["spec"]["podMetricsEndpoints"]
@@ -125,7 +125,7 @@ class Prometheus:
         self._log.close()
 
     def api(self, path: str, **parameters: str | float) -> Any:
-        """The data its HTTP API answers with; an error is raised in its words."""
+        """The data in its HTTP API's answer; an error is raised in its words."""
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
@@ -141,7 +141,7 @@ class Prometheus:
         return [(one["metric"], float(one["value"][1])) for one in data["result"]]
 
     def firing(self, alert: str, **labels: str) -> list[dict[str, Any]]:
-        """The alerts of that name and with these labels that fire now."""
+        """The alerts with this name and these labels that are firing now."""
         return [
             one
             for one in self.api("alerts")["alerts"]
@@ -149,7 +149,7 @@ class Prometheus:
         ]
 
     def wait(self, true: Callable[[], object], what: str, timeout: float = 60.0) -> None:
-        # Asks again and again: Prometheus tells nobody but an Alertmanager what it found.
+        # Asks again and again: Prometheus reports what it found only to an Alertmanager.
         end = time.monotonic() + timeout
         while not true():
             if time.monotonic() > end or self._process.poll() is not None:
@@ -164,7 +164,7 @@ class Prometheus:
 
 
 class Pod:
-    """A driver, the sidecar beside it, and a kubelet that asks it `before` each time doing something to the driver."""
+    """A driver, the sidecar beside it, and a kubelet that asks it; `before` each request, something is done to the driver."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class Pod:
             self.probe = self._ends.enter_context(
                 program.Probe([*self._flags, "--http-endpoint=127.0.0.1:0"])
             )
-            # Its metrics and the name from the first scrape on: a name that is learnt is a story of its own.
+            # Its metrics have the name from the first scrape on: learning a name is tried elsewhere.
             self.probe.wait_for_log("Learnt the CSI driver's name", timeout=60)
             self._ends = self._ends.pop_all()
         return self
@@ -198,7 +198,7 @@ class Pod:
         self._ends.close()
 
     def ask(self) -> None:
-        """Begin to ask, as the kubelet does, until the end or `quiet`."""
+        """Begin to ask, as the kubelet does, until the end or `quiet()`."""
         asking = threading.Thread(target=self._ask, daemon=True)
         asking.start()
         self._ends.callback(asking.join)

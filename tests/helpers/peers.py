@@ -36,7 +36,7 @@ GOAWAY = frame(7, struct.pack(">II", 0, 11) + b"too_many_pings")
 
 
 def _read_preface(connection: socket.socket) -> None:
-    """Only then is an answer an answer: sooner, the client may see the close before it has sent anything."""
+    """Wait for the call, so that this is an answer: sooner, the client may see the close before it has sent anything."""
     received = b""
     while len(received) < len(PREFACE) and (data := connection.recv(65536)):
         received += data
@@ -95,7 +95,7 @@ def talking(talk: Callable[[socket.socket], None], path: Path) -> Iterator[list[
     threads: list[threading.Thread] = []
 
     def converse(connection: socket.socket) -> None:
-        # The client may go at any moment, and so may we.
+        # The client may leave at any moment, and so may we.
         with connection, contextlib.suppress(OSError):
             talk(connection)
 
@@ -113,7 +113,7 @@ def talking(talk: Callable[[socket.socket], None], path: Path) -> Iterator[list[
         try:
             yield connections
         finally:
-            # Not by close(), which wakes neither accept() nor recv().
+            # close() would wake neither accept() nor recv().
             listener.shutdown(socket.SHUT_RDWR)
             accepting.join(60)
             for connection in connections:
@@ -202,7 +202,7 @@ def directory(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def forbidden(path: Path) -> Iterator[None]:
-    """A socket that listens, but not for everyone: run the program with `user=program.unprivileged()`."""
+    """A socket that not everyone may connect to: run the program with `user=program.unprivileged()`."""
     with silent(path):
         path.chmod(0)
         yield
@@ -220,7 +220,7 @@ def forbidden_folder(path: Path) -> Iterator[None]:
             path.parent.chmod(mode)
 
 
-# For tables of tests: those that accept and never say a word of HTTP/2, and those that say too little of it.
+# For tables in tests: those that accept and never say a word of HTTP/2, and those that say too little of it.
 NO_HTTP2: dict[str, Peer] = {
     "junk": junk,
     "closing at once": closing_at_once,

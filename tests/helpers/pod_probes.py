@@ -1,4 +1,4 @@
-"""What the kubelet does with a manifest but podman 4.3 does not: it resolves names and variables, and asks probes."""
+"""What the kubelet does with a manifest and podman 4.3 does not: it resolves names and variables, and makes probes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def resolved(manifest: Manifest) -> Manifest:
 
 
 def port(container: Manifest, probe: Manifest) -> int:
-    """The port that a probe asks; a name is one of its own container's ports."""
+    """The port that a probe asks; a name refers to its own container's ports."""
     asked = probe["port"]
     if isinstance(asked, int):
         return asked
@@ -56,16 +56,16 @@ def port(container: Manifest, probe: Manifest) -> int:
 
 
 class Answer(NamedTuple):
-    """What a probe gave: whether it is a success, and its text; of these the kubelet's event quotes an exec probe's."""
+    """A probe's result: whether it succeeded, and its text, which the kubelet's event quotes only for an exec probe."""
 
     success: bool
     text: str
 
 
 class Kubelet:
-    """Makes the probes of a pod that podman plays; restarts a container if its livenessProbe says so."""
+    """Makes the probes of a pod that podman plays, and restarts a container when its livenessProbe fails."""
 
-    # Longer than any manifest says, so that a slow machine fails no test. Other tests hold the manifests to the program.
+    # Longer than in any manifest, so that a slow machine fails no test. Other tests compare the manifests with the program.
     TIMEOUT = 60.0
 
     def __init__(self, manifest: Manifest, pod: Pod) -> None:
@@ -90,11 +90,11 @@ class Kubelet:
                 return Answer(200 <= response.status < 400, response.read().decode())
 
     def path(self, name: str, kind: str) -> str:
-        """What it asks for over HTTP; nothing if there is no such probe."""
+        """What the probe asks for over HTTP; None if there is no such probe."""
         return str(self._containers[name].get(kind, {}).get("httpGet", {}).get("path", ""))
 
     def wait(self, name: str, kind: str, timeout: float = 30.0) -> None:
-        """Until it succeeds."""
+        """Repeat the probe until it succeeds."""
         end = time.monotonic() + timeout
         answer = Answer(success=False, text="")
         while not answer.success:

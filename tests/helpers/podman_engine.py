@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 NETWORK = "pods"
 
-# Lower limits than podman's own, which only those may set who have the capability SYS_RESOURCE. runc, since crun sets
-# the limit of locked memory as well. Locks are files: others are shared by all podmans of the machine.
+# Lower limits than podman's own, which take the capability SYS_RESOURCE to set. runc, since crun sets the limit on locked
+# memory as well. Locks are files: the other kind is shared by all podmans of the machine.
 SETTINGS = """
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
@@ -51,9 +51,9 @@ runroot = "{folder}/run"
 def playable(manifest: dict[str, Any]) -> dict[str, Any]:
     """The same in a form that podman 4.3 takes.
 
-    It knows no DaemonSet, and takes a native sidecar for an init container that has to end. Of probes it makes health
-    checks with curl, which images without a shell do not have, and it publishes the ports on the machine. All pods of a
-    Deployment would share one emptyDir.
+    It does not know DaemonSets, and takes a native sidecar for an init container that has to end. It turns probes into
+    health checks with curl, which images without a shell do not have, and publishes the ports on the machine. All pods of
+    a Deployment would share one emptyDir.
     """
     manifest = copy.deepcopy(manifest)
     if manifest["kind"] == "DaemonSet":
@@ -84,7 +84,7 @@ def missing() -> str:
 
 
 class Podman:
-    """The engine, all in one folder."""
+    """The engine, entirely in one folder."""
 
     def __init__(self, folder: Path, driver: str) -> None:
         folder.mkdir()
@@ -143,7 +143,7 @@ class Pod:
 
     @functools.cached_property
     def address(self) -> str:
-        """Of its network, once it runs; of the node's, the loopback address."""
+        """In its network, once it runs; in the node's, the loopback address."""
         infra = json.loads(self.engine.must("pod", "inspect", self.name))["InfraContainerID"]
         settings = json.loads(self.engine.must("inspect", infra))[0]["NetworkSettings"]
         return str((settings.get("Networks") or {}).get(NETWORK, {}).get("IPAddress") or "127.0.0.1")
@@ -187,11 +187,11 @@ class Pod:
 @contextlib.contextmanager
 def podman() -> Iterator[Podman]:
     """An engine without images; everything it made goes with it."""
-    # Not a fixture's folder: there are sockets in it, and their paths may have 107 bytes at most.
+    # Not a fixture's folder: it holds sockets, whose paths may have 107 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="lp", dir="/tmp"))
     engine = Podman(folder / "o", "overlay")
     try:
-        if engine.run("info").returncode:  # where this folder is on an overlay itself, as in a container
+        if engine.run("info").returncode:  # if this folder is on an overlay itself, as in a container
             engine = Podman(folder / "v", "vfs")
         # Without a name server, which would be one more process.
         engine.must("network", "create", "--disable-dns", NETWORK)

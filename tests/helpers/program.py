@@ -81,7 +81,7 @@ def run_once(
     user: int | None = None,
     timeout: float = 120.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the program to its end, for --once, --version or flags it refuses."""
+    """Runs the program to its end: for --once, --version or flags it refuses."""
     return subprocess.run(
         [*(command or built(user)), *args],
         capture_output=True,
@@ -96,7 +96,7 @@ def run_once(
 
 
 def best_of(tries: int, measure: Callable[[], float], enough: float = 1.0) -> float:
-    """Seconds below `enough`, or those of the last try: a machine that is busy now and then fails no test."""
+    """The first time below `enough`, or the last one, in seconds: a machine that is busy now and then fails no test."""
     for _ in range(tries):
         if (seconds := measure()) < enough:
             break
@@ -117,7 +117,7 @@ class Response(NamedTuple):
 
 
 def allow_descriptors(wanted: int) -> None:
-    """Have the test itself open so many files; skip it if the system does not let us."""
+    """Let the test itself open this many files; skip it if the system does not allow it."""
     try:
         load.allow_descriptors(wanted)
     except ValueError:
@@ -128,8 +128,8 @@ def allow_descriptors(wanted: int) -> None:
 class Probe:
     """The program serving: `with Probe(["--csi-address=…", "--http-endpoint=127.0.0.1:0"]) as probe: …`.
 
-    Entering waits until the log has told of `listeners` addresses (0: does not wait). Leaving stops the program
-    if the test has not, and expects exit code 0 and a log without a traceback.
+    Entering waits until the log has reported `listeners` addresses (0: does not wait). Leaving stops the program if
+    the test has not, and expects exit code 0 and a log without a traceback.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Probe:
             code = self.stop() if self.process.poll() is None else 0
         finally:
             self._end()
-        # Only if the test has not failed already, since this would be a consequence.
+        # Only if the test has not failed already: this could be a consequence.
         if kind is None:
             assert code == 0, self._told(f"exit code {code} after SIGTERM")
             assert not any(line.startswith("Traceback") for line in self.log_lines), self._told("traceback")
@@ -222,7 +222,7 @@ class Probe:
             connection.close()
 
     def raw(self, request: bytes, listener: int = 0, timeout: float = 10.0) -> bytes:
-        """Sends bytes that need not be HTTP, and returns everything that comes until the program closes."""
+        """Sends bytes, which need not be HTTP, and returns everything that comes until the program closes."""
         received = b""
         with self.connect(listener, timeout) as connection:
             # The program may refuse before it has read everything: what it said can still be read, or is lost.
@@ -277,7 +277,7 @@ class Probe:
         return self._status("Threads")
 
     def thread_ids(self) -> set[str]:
-        """Which threads there are; an ended one's id does not come again soon."""
+        """The ids of its threads; that of an ended one is not used again soon."""
         return {task.name for task in Path(f"/proc/{self.pid}/task").iterdir()}
 
     def descriptors(self) -> int:

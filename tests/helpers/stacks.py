@@ -47,7 +47,7 @@ def grpcio(path: Path, code: int, text: str, reply: bytes) -> Iterator[None]:
 
 
 class _Bytes(CodecBase):
-    """Messages as they are."""
+    """Passes messages on as they are."""
 
     __content_subtype__ = "proto"
 
@@ -74,7 +74,7 @@ class _Identity:
 
 @contextlib.contextmanager
 def grpclib(path: Path, code: int, text: str, reply: bytes) -> Iterator[None]:
-    """In a thread with a loop of its own."""
+    """On a thread with an event loop of its own."""
     loop = asyncio.new_event_loop()
     listening = threading.Event()
 

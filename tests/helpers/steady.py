@@ -2,7 +2,7 @@
 
     python tests/helpers/steady.py --runs 20 --workers 4 [what pytest takes]
 
-Exit code 1 if any run failed. A test that fails here by its timing is a test to mend, or a program.
+Exit code 1 if any run failed. If a test fails here because of its timing, the test or the program has to be mended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOOPS_A_PROCESSOR = 2
 
 @contextlib.contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """So many processes that take all they get."""
+    """This many processes that take all the CPU they get."""
     with contextlib.ExitStack() as ends:
         for _ in range(loops):
             loop = ends.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
@@ -37,7 +37,7 @@ def busy(loops: int) -> Iterator[None]:
 
 
 def run(log: Path, arguments: list[str]) -> list[str]:
-    """Run the tests once; return those that failed, or the last line where there is no other sign."""
+    """Run the tests once; return those that failed, or the last line if there is no other sign."""
     command = [sys.executable, "-m", "pytest", "-q", *arguments]
     with log.open("w") as output:
         code = subprocess.run(command, cwd=ROOT, check=False, stdout=output, stderr=output).returncode

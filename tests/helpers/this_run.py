@@ -39,24 +39,24 @@ def folder() -> Path:
 
 
 def name() -> str:
-    """By this, what tests make elsewhere can be told from what other runs make."""
+    """A name by which what this run's tests make elsewhere can be told from what other runs make."""
     return folder().name.removeprefix("run-")
 
 
 @contextlib.contextmanager
 def locked(what: str) -> Iterator[None]:
-    """Nobody else of this run is in there at the same time."""
+    """No other process of this run is in there at the same time."""
     with (folder() / f"{what}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def made_once(what: str, make: Callable[[Path], None]) -> Path:
-    """A folder that the first who asks fills; the others wait for that."""
+    """A folder that is filled by whoever asks first; the others wait for that."""
     made = folder() / what
     with locked(what):
         if not made.exists():
-            # Only what is whole has this name.
+            # Only a whole folder has this name.
             new = Path(tempfile.mkdtemp(dir=folder()))
             make(new)
             new.rename(made)

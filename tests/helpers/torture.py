@@ -56,7 +56,7 @@ def effort(examples: int) -> settings:
 
 
 def in_part(part: int, test: Test) -> Test:
-    """Have one of several parts of a test try other examples than the rest; the same in every test run."""
+    """Have one of several parts of a test try different examples from the rest; the same in every test run."""
     return seed(f"{os.environ.get(VARIABLE, '')}-{part}")(test)
 
 
@@ -73,7 +73,7 @@ class Tally:
 
 
 def assert_well_formed(lines: Iterable[str]) -> None:
-    """Holds a log to its format, text or JSON: then nothing else got in, neither a traceback nor a forged line."""
+    """Checks a log's format, text or JSON: then nothing else got in, neither a traceback nor a forged line."""
     for line in lines:
         if line.startswith("{"):
             record = json.loads(line)
@@ -87,7 +87,7 @@ def assert_well_formed(lines: Iterable[str]) -> None:
 def _round(number: int, tally: Tally) -> int:
     """Runs the tests once; returns pytest's exit code."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
-        # A round takes as long as it takes; no test is given up for running long.
+        # A round takes as long as it takes; no test times out.
         options = [
             "-q",
             "-x",

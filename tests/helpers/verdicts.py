@@ -1,7 +1,7 @@
-"""Peers that speak HTTP/2 in every odd way, with the verdict on each: that of grpc-go, the kubelet's client.
+"""Peers that speak HTTP/2 in every odd way, with grpc-go's verdict on each, which is the kubelet's.
 
-Whoever makes calls is held to this table: `with case.peer(path): …`, then case.holds(…) of what came of the call. Where
-the rules are in grpc-go: `transport` is internal/transport/http2_client.go, `http_util` is internal/transport/http_util.go,
+Everything that makes calls is tested with this table: `with case.peer(path): …`, then case.holds(…) of the call's result.
+Where the rules are: `transport` is internal/transport/http2_client.go, `http_util` is internal/transport/http_util.go,
 `framer` is golang.org/x/net/http2/frame.go (it breaks the connection, or one stream), all as of grpc-go 1.85; `here`
 marks what this project decides for itself.
 """
@@ -41,7 +41,7 @@ def field(name: bytes, value: bytes) -> bytes:
 
 
 def _sized(text: bytes) -> bytes:
-    """A text with its length in front: 7 bits, and where they do not suffice the rest in bytes of 7 bits."""
+    """A text with its length in front: in 7 bits or, if it is longer, the rest in more bytes of 7 bits."""
     length, rest = bytes([min(len(text), 127)]), len(text) - 127
     while rest >= 0:
         length, rest = length + bytes([rest & 127 | (rest > 127) << 7]), (rest >> 7) or -1
@@ -146,16 +146,16 @@ class Case(NamedTuple):
     """A peer, and the verdict on it."""
 
     connections: tuple[tuple[Step, ...], ...]
-    """What it does on one connection after the other; the last goes on for all that follow."""
+    """What it does on one connection after another; the last one is repeated for all that follow."""
     code: str
-    """Of the reply; empty where the peer counts as unreachable."""
+    """The reply's code; empty if the peer counts as unreachable."""
     words: str
-    """What is part of the message, or for code OK is the whole reply."""
+    """A part of the message or, for code OK, the whole reply."""
     rule: str
-    """Whose, and where it is found."""
+    """Whose rule it is, and where to find it."""
 
     def peer(self, path: Path, piece: int = 0) -> AbstractContextManager[list[socket.socket]]:
-        """Play it on a socket; piece: how many bytes to send at once, where not all that there are."""
+        """Play it on a socket; piece: how many bytes to send at once, instead of all there are."""
         numbers = itertools.count()
 
         def talk(connection: socket.socket) -> None:
@@ -165,7 +165,7 @@ class Case(NamedTuple):
         return peers.talking(talk, path)
 
     def holds(self, outcome: Reply | Unreachable) -> bool:
-        """Tell whether this is what is to come of a call."""
+        """Tell whether this is what a call should end with."""
         if isinstance(outcome, Unreachable):
             return not self.code and self.words in str(outcome)
         if self.code == "OK":
@@ -174,7 +174,7 @@ class Case(NamedTuple):
 
 
 def in_memory(case: Case, method: str, piece: int = 0) -> Reply | Unreachable:
-    """What comes of a call to this peer where no socket is between the two; fails where the peer would wait for ever."""
+    """The result of a call to this peer without a socket in between; fails if the peer would wait for ever."""
     for number in itertools.count():
         call = Http2Call(request_head(method), b"", lambda: 1.0, again=number == 0)
         try:
@@ -220,7 +220,7 @@ def _play(connection: socket.socket, steps: tuple[Step, ...], piece: int) -> Non
 
 
 def _has_call(received: bytes, stream: int) -> bool:
-    """Whether a client's bytes have come to the end of its call on this stream."""
+    """Whether a client's bytes have reached the end of its call on this stream."""
     at = len(PREFACE)
     while at + 9 <= len(received):
         size, kind, flags = int.from_bytes(received[at : at + 3], "big"), received[at + 3], received[at + 4]
@@ -235,7 +235,7 @@ HELLO = peers.SETTINGS + peers.SETTINGS_ACK
 
 
 def answered(*steps: Step) -> tuple[tuple[Step, ...], ...]:
-    """Connections of a peer that speaks HTTP/2, and says this when it was called."""
+    """Connections of a peer that speaks HTTP/2, and says this once it is called."""
     return ((HELLO, Call(), *steps),)
 
 
@@ -266,7 +266,7 @@ LARGE = message(b"x" * 65536)
 
 
 def split(block: bytes, flags: int) -> bytes:
-    """A block of header fields, one byte in each frame, with empty ones between."""
+    """A block of header fields, one byte per frame, with empty frames in between."""
     pieces = [b"", *(block[at : at + 1] for at in range(len(block))), b""]
     return frame(HEADERS, pieces[0], flags, 1) + b"".join(
         frame(CONTINUATION, piece, END_HEADERS if last else 0, 1)
@@ -825,7 +825,7 @@ CASES: dict[str, Case] = {
     },
 }
 
-# What a peer that never ends does within the time of a call: that is DeadlineExceeded.
+# What a peer that never ends does within a call's time: that is DeadlineExceeded.
 SILENT = {
     "from the first": (b"",),
     "after half of SETTINGS": (peers.SETTINGS[:5],),
@@ -836,7 +836,7 @@ SILENT = {
     "refused, and no window": (settings((4, 0)), Call(), reset(7)),
 }
 
-# Where grpcio, of which grpc_call is made, has another verdict. Where it is DeadlineExceeded, it waits for ever.
+# Where grpcio, which grpc_call uses, has another verdict. Where that is DeadlineExceeded, it waits for ever.
 BY_GRPCIO = {
     "DATA on no stream": "DeadlineExceeded",
     "GOAWAY first of all": "DeadlineExceeded",
