@@ -1,4 +1,4 @@
-"""Every line of the flag table: what a command line becomes, and what is refused, with flag, value and reason."""
+"""Every line of the flag table: what a command line becomes; what is refused, with the flag, its value and the reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from livenessprobe import config, goflags
 from livenessprobe.config import Config, ConfigError, Endpoint, Exit, parse
 
-# The flag table of the contract; a name that the program lacks, or has in excess, is a defect.
+# The contract's flag table; a flag that the program lacks, or has besides these, is a defect.
 STRINGS = {
     "csi-address": "/run/csi/socket",
     "connection-timeout": "30s",
@@ -582,7 +582,7 @@ def refused(*arguments: str, flag: str, value: str, reason: str) -> None:
     assert [whole for whole in REASONS if re.fullmatch(whole, caught.value.reason)]
 
 
-# All that may be wrong with a value, word for word.
+# Everything that may be wrong with a value, word for word.
 REASONS = (
     r"bad port: write a number from 1 to 65535( \(0 lets the system choose\))?",
     r"excluded by http-endpoint, which (serves metrics too|says the port): give one of the two",

@@ -1,4 +1,4 @@
-"""The pages tell the truth: their tables against the program, the sources and the Makefile."""
+"""The pages tell the truth: their tables match the program, the sources and the Makefile."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
 TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
-# Where the log's messages come from: a logger's methods and, for one that goes before others, a record itself.
+# Where the log's messages come from: a logger's methods and, for one that overtakes others, a record.
 LOGGED_AT_0 = {"debug", "info", "warning", "error", "exception", "critical", "fatal"}
 MESSAGE_OF_RECORD = 4
 
@@ -216,7 +216,7 @@ def test_verdicts_are_those_of_the_program(row: int, case: str, socket_path: Pat
         once = program.run_once([*flags, "--once"], user=user)
         probe = ends.enter_context(program.Probe([*flags, "--http-endpoint=127.0.0.1:0"], user=user))
         probe.get()
-        # The second, since some things show only after a failure.
+        # The second time, since some things show only after a failure.
         answer = probe.get()
 
     assert re.fullmatch(pattern, answer.text)
@@ -244,8 +244,8 @@ def test_metrics_are_those_of_the_program(driver: FakeDriver, probe: program.Pro
 
 
 def _literals(attributes: set[str], position: int) -> Iterator[tuple[str, ast.expr]]:
-    """File and argument at this position, of each call of a method with one of these names in the package."""
-    # Where nothing is logged, a method of that name is something else's: a metric's, for one.
+    """The file, and the argument at this position, of each call in the package to a method with one of these names."""
+    # In a module that does not log, such a method belongs to something else, such as a metric.
     for path in sorted(path for path in PACKAGE.glob("*.py") if "import logging" in path.read_text()):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -270,7 +270,7 @@ def _explained() -> list[tuple[str, str]]:
 
 
 def test_messages_of_the_log_are_explained(probe_factory: ProbeFactory, socket_path: Path) -> None:
-    # The flags' warnings are data in the sources, so the program is asked for these.
+    # The warnings about flags are data in the sources, so ask the program for them.
     old = [f"--{flag.name}=1" for flag in config.FLAGS if flag.usage.startswith("Of older releases")]
     flags = ["--http-endpoint=127.0.0.1:0", "--health-port=9808", f"--csi-address={socket_path}", *old]
     probe = probe_factory(*flags, "--logging-format=json")
@@ -319,7 +319,7 @@ REFUSED = (
     "--probe-timeout=5",
     "--once true",
 )
-# What only another user is refused, and what the file says before there is a program: their own tests hold those.
+# What is refused only to another user, and what the file says before there is a program: other tests hold those.
 REFUSED_ELSEWHERE = "permission denied", "CPython", "cannot unpack", "damaged"
 
 
@@ -334,7 +334,7 @@ def test_what_keeps_it_from_starting_is_as_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for texts, refused in zip(told, REFUSED, strict=True):
             line = refused.format(port=taken.getsockname()[1])
-            # One item where its blank is the mistake.
+            # One item if the space in it is the mistake.
             arguments = [line] if "one item" in texts else line.split(" ")
             done = subprocess.run(
                 [*program.built(), *arguments], capture_output=True, check=False, text=True, timeout=30
@@ -468,7 +468,7 @@ def test_layout_names_each_module() -> None:
 
 
 def test_imports_are_as_told() -> None:
-    # A module's name in ticks; table() has removed them from one on its own.
+    # Modules' names in ticks; table() has removed the ticks of a single one.
     told = {
         module: set(re.findall("`([a-z_0-9]+)`", cell)) or {cell}
         for module, cell in table(CONTRIBUTING, "module", "may import")
@@ -492,7 +492,7 @@ def test_imports_are_as_told() -> None:
 
 
 def _anchors(page: str) -> set[str]:
-    """What a page's headings are called in links, the way hosting sites do it."""
+    """What links call a page's headings, as hosting sites do."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

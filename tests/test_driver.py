@@ -1,4 +1,4 @@
-"""driver.py: what it makes of whatever a call says; then beside real drivers, over both ways to call."""
+"""driver.py: what it makes of whatever a call says; then with real drivers, by both ways to call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fake_driver import Behaviour
 
-# Longer than anything here takes; what is to end sooner ends by itself.
+# Longer than anything here takes; whatever should end sooner ends by itself.
 PATIENCE = 20.0
 # For what must run into its deadline.
 BRIEF = 0.4
@@ -60,7 +60,7 @@ def soon(seconds: float = PATIENCE) -> float:
 
 
 class Calls:
-    """A way to call that says what a test tells it, and notes what it was asked."""
+    """A way to call that says what the test tells it, and notes what it is asked."""
 
     def __init__(self, *said: Reply | Exception) -> None:
         self.asked: list[tuple[str, bytes, float]] = []
@@ -205,7 +205,7 @@ def test_at_another_socket_another_driver_may_be_there(socket_path: Path) -> Non
             bound.bind(str(socket_path))
             seen.append(driver.identity())
             assert driver.identity() == seen[-1]
-        time.sleep(0.02)  # the clock of a file system may have steps as long as this
+        time.sleep(0.02)  # a file system's clock may advance in steps as long as this
         socket_path.unlink()
     assert len(set(seen)) == 3
     assert driver.identity() == seen[0]
@@ -231,7 +231,7 @@ def test_level_5_shows_call_and_reply(caplog: pytest.LogCaptureFixture) -> None:
     assert 0 <= replied.args["seconds"] < 1
 
 
-# ---- beside real drivers, over both ways to call
+# ---- with real drivers, by both ways to call
 
 
 def test_the_way_is_that_of_the_address(socket_path: Path) -> None:
@@ -255,7 +255,7 @@ def there(request: pytest.FixtureRequest, socket_path: Path) -> Iterator[tuple[F
 
 @contextlib.contextmanager
 def in_background(work: Callable[[], Verdict]) -> Iterator[list[Verdict]]:
-    """Runs the work beside the body; what it returned is in the list afterwards."""
+    """Runs the work on a thread while the body runs; afterwards, what it returned is in the list."""
     results: list[Verdict] = []
     thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
     thread.start()
@@ -392,7 +392,7 @@ def test_a_socket_that_is_late_stale_and_replaced(socket_path: Path) -> None:
         fails("connection refused")
         first.start()
         assert client.attempt(soon()) == HEALTHY
-        # The old driver lives, and its socket has gone.
+        # The old driver lives, but its socket has gone.
         first.unlink()
         fails("no such file or directory")
         with FakeDriver(socket_path, name="other.csi.k8s.io") as other:

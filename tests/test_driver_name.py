@@ -1,4 +1,4 @@
-"""Learning the driver's name: tests answer for the driver, threads are real, and all waiting is for events."""
+"""Learning the driver's name: the tests answer for the driver, threads are real, and all waiting is for events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOTHING = ("", "")  # there was no connection
 
 
 class Driver:
-    """Tells when it is asked, and answers when the test does."""
+    """Reports when it is asked, and answers when the test does."""
 
     def __init__(self) -> None:
         self.asked: Queue[float] = Queue()
@@ -58,7 +58,7 @@ class Scene:
             self.end()
 
     def end(self) -> None:
-        """By then it has said whatever it had to say."""
+        """Afterwards it has said whatever it had to say."""
         self.stop.set()
         self.driver.answers.put(NOTHING)  # for an attempt that may be under way
         self._thread.join(10)

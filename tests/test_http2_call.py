@@ -22,7 +22,7 @@ def test_the_verdict_is_that_of_grpc_go(name: str) -> None:
 def test_the_verdict_is_the_same_byte_by_byte(name: str) -> None:
     case = CASES[name]
     said = [len(step) for steps in case.connections for step in steps if isinstance(step, bytes)]
-    # A byte at a time, where that ends some time.
+    # A byte at a time, if that ever ends.
     assert case.holds(ended := in_memory(case, METHOD, piece=1 + max(said, default=0) // 20_000)), ended
 
 
@@ -42,7 +42,7 @@ def test_what_is_said_of_an_answer_is_said_word_for_word() -> None:
 
 
 def test_a_reset_at_the_deadline_is_the_deadline() -> None:
-    """As grpc-go says where the peer's clock was quicker than its own."""
+    """As in grpc-go, if the peer's clock was ahead of its own."""
     call = Http2Call(request_head(METHOD), b"", lambda: 0.0, again=True)
     reply = call.receive(HELLO + verdicts.reset(8))
 
@@ -74,7 +74,7 @@ def test_the_timeout_has_eight_digits_at_most(seconds: float, timeout: bytes) ->
 
 
 def call_with(request: bytes = b"", *, said: bytes = b"") -> Http2Call:
-    """A call that was made, and to which the peer has said something; what it says to that is not sent yet."""
+    """A call after the peer has said something; the reaction to that is not sent yet."""
     call = Http2Call(request_head(METHOD), request, lambda: 1.0, again=True)
     if said:
         call.to_send.clear()

@@ -1,4 +1,4 @@
-"""Lines of the log: their exact format, what is shown, what no text can do, and what happens if a line cannot be written."""
+"""Lines of the log: their exact format, what is shown, what no text can do, and what if a line cannot be written."""
 
 from __future__ import annotations
 
@@ -337,7 +337,7 @@ def test_what_the_system_denies_is_no_defect() -> None:
     assert '"Unexpected error, please report it" err="None"' in defect
 
 
-# ---- where a line cannot be written
+# ---- if a line cannot be written
 
 
 @pytest.mark.parametrize("formatter", FORMATTERS, ids=["text", "json"])
@@ -378,7 +378,7 @@ def field(name: bytes, value: bytes) -> bytes:
 
 
 def fail_ever_otherwise(calls: Iterator[int], connection: socket.socket) -> None:
-    """Answer each call with an error whose text is no UTF-8 and has a number."""
+    """Answer each call with an error whose text is not UTF-8, and has a number in it."""
     with connection.makefile("rb") as stream:
         stream.read(len(peers.PREFACE))
         connection.sendall(peers.SETTINGS)
@@ -411,7 +411,7 @@ def test_a_text_that_is_no_utf_8_and_always_another_is_news_five_times(
         if (found := re.search(r'driver is not healthy" err="(.*)"$', line))
     ]
     assert shown == texts[:5]
-    # Nor does a library speak of it.
+    # And no library writes about it.
     others = [line for line in probe.log_lines if "not healthy" not in line and "Cannot learn" not in line]
     assert [re.sub(r'.*\] "(\w+)".*', r"\1", line) for line in others] == ["Serving", "Stopping"]
     assert all("disk " in text and text.isprintable() for text in texts)

@@ -1,4 +1,4 @@
-"""What `make mutants` changes, and how it judges; that the tests of the program kill its mutants, it says itself."""
+"""What `make mutants` changes, and how it judges; whether the program's tests kill its mutants, it says itself."""
 
 from __future__ import annotations
 

@@ -56,14 +56,14 @@ class Serving:
         self.server.close()
 
     def connect(self, sent: bytes = b"") -> socket.socket:
-        """A connection on which `sent` was sent; closed at the end of the test at the latest."""
+        """A connection over which `sent` was sent; closed at the end of the test at the latest."""
         client = socket.create_connection(("127.0.0.1", self.ports[0]), PATIENCE)
         self._clients.enter_context(client)
         client.sendall(sent)
         return client
 
     def connect_narrow(self, sent: bytes) -> socket.socket:
-        """As connect(), of a client whose kernel takes some kB and no more until they are read."""
+        """Like connect(), for a client whose kernel takes a few kB and no more until they are read."""
         client = self._clients.enter_context(socket.socket())
         client.settimeout(PATIENCE)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -80,7 +80,7 @@ class Serving:
         assert not self._thread.is_alive()
 
     def close(self) -> None:
-        """Stops, and does not wait for answers that still are to come."""
+        """Stops, and does not wait for answers that are still to come."""
         for _ in range(2):
             self.server.stop()
         self._thread.join()
@@ -88,7 +88,7 @@ class Serving:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """All until the server closes, a reset included."""
+    """All that comes until the server closes, even by a reset."""
     received = b""
     with contextlib.suppress(ConnectionError):
         while data := client.recv(65536):
@@ -97,7 +97,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def received_until_reset(client: socket.socket) -> int:
-    """How many bytes come, of a connection that is then reset, not closed."""
+    """How many bytes come before the connection is reset, not closed."""
     received = 0
     try:
         while data := client.recv(65536):
@@ -108,7 +108,7 @@ def received_until_reset(client: socket.socket) -> int:
 
 
 class Clock:
-    """Stands still until it is set forward: whatever happens before is not for the lapse of time."""
+    """Stands still until it is set forward: nothing that happens before is due to time passing."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -123,7 +123,7 @@ def serving(
     most: int = web.MOST_CONNECTIONS,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Serving]:
-    """Serves the routes on a free port, with at most so many connections."""
+    """Serves the routes on a free port, with at most this many connections."""
     listener = Listener("127.0.0.1", 0, routes)
     serving = Serving(Server(listener, most=most, clock=clock), listener)
     try:
@@ -166,7 +166,7 @@ def test_malformed(healthy: Serving, head: bytes, status: int) -> None:
 
 @pytest.mark.parametrize("sent", NO_HTTP1.values(), ids=NO_HTTP1)
 def test_what_cannot_become_a_request_is_answered_at_once(sent: bytes) -> None:
-    """Such clients end nothing with an empty line, but wait."""
+    """Such clients send no empty line, but wait."""
     with serving({"/healthz": ok}, clock=Clock()) as running:
         assert running.get(sent) == 400
         for cut in range(1, len(sent)):
@@ -191,7 +191,7 @@ def test_heads_arrive_in_pieces(healthy: Serving) -> None:
 def test_ends_of_heads_arrive_in_pieces(healthy: Serving, end: bytes, at: int) -> None:
     head = b"GET /healthz HTTP/1.0" + end
     client = healthy.connect(head[:-at])
-    # Answered only once the first piece was taken, as it came earlier.
+    # Once this is answered, the first piece has been read, as it came earlier.
     assert healthy.get() == 200
     client.sendall(head[-at:])
 
@@ -207,7 +207,7 @@ def test_head_of_16_kib_at_most(healthy: Serving) -> None:
 
 def test_endless_heads_end(healthy: Serving) -> None:
     client = healthy.connect()
-    # Far more than fits into the buffers of both sides: it has to be the server who ends this.
+    # Far more than both sides' buffers hold: the server has to end this.
     with pytest.raises(ConnectionError):
         client.sendall(b"x" * 65_536_000)
     assert read_answer(read_all(client)).status == 431
@@ -221,14 +221,14 @@ def test_half_closed_clients_get_their_answer(healthy: Serving) -> None:
 
 
 def test_one_request_for_each_connection(healthy: Serving) -> None:
-    assert healthy.get(GET * 3) == 200  # read_answer() tells that there is but one
+    assert healthy.get(GET * 3) == 200  # read_answer() makes sure that there is only one
 
 
 @pytest.mark.parametrize("size", [1, 1000, 50_000_000])
 def test_bodies_are_not_read_and_the_answer_arrives(healthy: Serving, size: int) -> None:
     client = healthy.connect(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
     answer = b""
-    # As a careful client: sends while it may, and looks for an answer meanwhile.
+    # Like a careful client: sends while it may, and looks for an answer meanwhile.
     left = size
     with contextlib.suppress(ConnectionError):
         while True:
@@ -245,7 +245,7 @@ def test_bodies_are_not_read_and_the_answer_arrives(healthy: Serving, size: int)
 
 
 def test_an_unread_body_does_not_reset_the_connection(healthy: Serving) -> None:
-    """Where it does, the answer is lost on the way or by other systems than Linux."""
+    """If it did, the answer could be lost on the way, or by systems other than Linux."""
     client = healthy.connect(b"POST / HTTP/1.0\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000)
     answer = b""
     while data := client.recv(65536):  # raises for a reset
@@ -346,9 +346,7 @@ def _ended(clients: list[socket.socket]) -> list[socket.socket]:
 def test_those_with_their_answer_are_evicted_after_those_who_have_not_asked() -> None:
     with serving({"/healthz": ok}, most=8, clock=Clock()) as running:
         leaving = []
-        for _ in range(
-            8
-        ):  # one after the other, as with all of them waiting it would accept no more until later
+        for _ in range(8):  # one by one: with all of them waiting, it would accept no more for a while
             leaving.append(running.connect(b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n"))
             assert read_answer(read_all(leaving[-1])).status == 404
         assert running.get() == 200
@@ -387,7 +385,7 @@ def test_those_who_wait_for_an_answer_keep_their_place() -> None:
 
 
 def test_an_answer_that_many_get_counts_once() -> None:
-    """Within the budget are two clients of one body; not those of two bodies of its size."""
+    """Two clients of one body are within the budget; two bodies of that size are not."""
     body = b"x" * 500_000
     bodies = {"/one": lambda: body, "/other": lambda: bytes(bytearray(body))}
 
@@ -407,7 +405,7 @@ def test_an_answer_that_many_get_counts_once() -> None:
 
 @pytest.mark.parametrize("ending", [False, True], ids=["reading later", "ending its side first"])
 def test_answers_that_the_kernel_keeps_count_too(ending: bool) -> None:
-    """It keeps those of who does not read, also after a close."""
+    """It keeps them for a client that does not read, even after a close."""
     body = bytes(range(256)) * 40
 
     with serving(
@@ -425,7 +423,7 @@ def test_answers_that_the_kernel_keeps_count_too(ending: bool) -> None:
 
 
 def test_connections_that_stay_after_their_answer_count_too() -> None:
-    """As of clients that have announced a body, and neither send it nor close."""
+    """For example, of clients that announced a body, and neither send it nor close."""
     most = web.MOST_UNDELIVERED_BYTES // 4096
     with serving({"/healthz": ok}, clock=Clock()) as running:
         clients = []
@@ -465,7 +463,7 @@ def test_who_ends_its_side_first_gets_all_of_an_answer() -> None:
 
 
 def test_a_large_answer_to_a_route_that_took_long_arrives_whole() -> None:
-    """The time to read it begins with it."""
+    """The time to read the answer begins with the answer."""
     clock = Clock()
     replies: list[Reply] = []
     body = bytes(range(256)) * 20_000
@@ -545,7 +543,7 @@ def test_slow_heads_are_given_up(healthy: Serving) -> None:
 
 
 def test_who_never_reads_the_answer_is_given_up() -> None:
-    """Too large an answer for the buffers; and a client that never closes after a small one."""
+    """An answer too large for the buffers; and a client that never closes after a small one."""
 
     def large(reply: Reply) -> None:
         reply(Response(200, b"x" * 50_000_000))
@@ -555,18 +553,18 @@ def test_who_never_reads_the_answer_is_given_up() -> None:
         never_reading = running.connect(b"GET /large HTTP/1.0\r\n\r\n")
         never_closing = running.connect(b"POST /healthz HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
         assert running.get() == 200
-        # The end of the answer comes at once, the end of the connection only later.
+        # The answer ends at once, the connection only later.
         assert read_answer(read_all(never_closing)).status == 405
         while _may_send(never_closing):
             time.sleep(0.05)
         assert time.monotonic() - begin >= web.LEAVE_SECONDS - 0.1
-        # What its kernel has not, ours does not keep either.
+        # Our kernel does not keep what its kernel has not received.
         assert 0 < received_until_reset(never_reading) < 50_000_000
 
 
 def _may_send(client: socket.socket) -> bool:
     try:
-        for _ in range(2):  # where the server has closed, it refuses the first, and then we know
+        for _ in range(2):  # if the server has closed, it refuses the first, and then we know
             client.sendall(b"x")
     except ConnectionError:
         return False
@@ -587,7 +585,7 @@ def test_without_descriptors_half_open_connections_are_evicted(errors: list[tupl
         address = ("127.0.0.1", running.ports[0])
         half_open = [running.connect() for _ in range(3)]
         running.get()
-        # Our sides exist already: the limit is one of the whole process.
+        # Our ends exist already: the limit applies to the whole process.
         clients = [stack.enter_context(socket.socket()) for _ in range(3)]
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -596,7 +594,7 @@ def test_without_descriptors_half_open_connections_are_evicted(errors: list[tupl
                 client.settimeout(PATIENCE)
                 client.connect(address)
                 client.sendall(GET)
-                # Makes room at the cost of a half-open one, and accepts at the next turn only where that helps.
+                # Makes room at the cost of a half-open one, and accepts at the next turn only if that helps.
                 assert read_all(half_open.pop(0)) == b""
             # Nobody left to evict.
             last = stack.enter_context(contextlib.closing(clients[-1]))
@@ -613,7 +611,7 @@ def test_without_descriptors_half_open_connections_are_evicted(errors: list[tupl
 
 
 class Memory:
-    """A clock that finds no memory to tell the time in, once, when it is asked in a given function."""
+    """A clock that runs out of memory once, when a given function asks it for the time."""
 
     def __init__(self) -> None:
         self.short_in = ""
@@ -804,7 +802,7 @@ def test_stop_drops_who_has_not_asked_and_answers_who_has() -> None:
 
 
 def test_stop_answers_whose_request_has_come_by_then() -> None:
-    """Though nothing of it was read."""
+    """Even if none of it was read."""
 
     def stop(reply: Reply) -> None:
         accepted.sendall(b"GET /ok HTTP/1.0\r\n\r\n")
@@ -838,10 +836,10 @@ def test_stop_while_there_is_no_room_answers_who_waits(attempt: int) -> None:
             assert asked.acquire(timeout=PATIENCE)
         running.connect(b"GET /later HTTP/1.0\r\n\r\n")
         end = time.monotonic() + PATIENCE
-        while running.server._accepting:  # nothing outside tells of it
+        while running.server._accepting:  # which shows in nothing else
             assert time.monotonic() < end
         running.server.stop()
-        # Who asked first is not who connected first.
+        # The first to ask is not the first to have connected.
         for reply in replies:
             ok(reply)
         for client in clients:

@@ -1,12 +1,12 @@
-"""Changes the program at one place after the other, and tells which changes no test notices: `make mutants`.
+"""Changes the program in one place after another, and tells which changes no test notices: `make mutants`.
 
 Each module has tests that need no process of the program (TESTS). They run once with coverage, so that a mutant meets
 only the tests that reach its line, the quick ones first. Each mutant is written into a copy of the tree, and tested in a
 fork of this process, which has loaded what tests need; nothing is ever changed in place.
 
 A mutant is dead if a test fails, or if it makes a loop without end. One that makes the tests wait without end is alive: a
-failing test has to end. Those alive are known with their reasons (SURVIVORS), or the run fails; so it does if one of
-those dies, or if more than a tenth of what isn't equivalent is alive.
+failing test has to end. The run fails if one is alive that is not listed with its reason (SURVIVORS), if a listed one
+dies, or if more than a tenth of those that are not equivalent are alive.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-# What tests load is loaded once, for all forks; but nothing of the program.
+# What tests load is loaded once, for all forks, except the program.
 import coverage
 import google.protobuf.descriptor_pool  # noqa: F401
 import grpc  # noqa: F401
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.txt")
-# The tests of each module that need no process of the program: files, and what of them (-k).
+# Each module's tests that need no process of the program: files, and which of their tests (-k).
 TESTS = {
     "address": "test_config",
     "checks": "test_checks",
@@ -92,7 +92,7 @@ _PYTEST = (
     "-o",
     "timeout=0",
 )
-# What the tests may take, beyond what they took on the module as it is: seconds of processor and of the clock.
+# What the tests may take beyond what they took on the unchanged module: seconds of the processor and of the clock.
 _LOOPS, _WAITS = 4.0, 150.0
 
 
@@ -100,7 +100,7 @@ class Ran(NamedTuple):
     """A run of tests."""
 
     code: int
-    """pytest's exit code; minus the signal's number where one ended it."""
+    """pytest's exit code; minus the signal's number if one ended it."""
     took: float
     output: str
 
@@ -110,13 +110,13 @@ class Reach(NamedTuple):
 
     seconds: Mapping[str, float]
     tests: Mapping[tuple[str, int], set[str]]
-    """Of each line of each module; the empty name is what runs at import."""
+    """The tests, by module and line; the empty name is what runs at import."""
     useless: set[str]
-    """Tests that are skipped, or fail as it is."""
+    """Tests that are skipped, or fail on the unchanged module."""
 
 
 class _Watch:
-    """A plugin of pytest: which test reaches which line."""
+    """A plugin for pytest: which test reaches which line."""
 
     def __init__(self, result: Path) -> None:
         self._result = result
@@ -220,11 +220,11 @@ class _Tree:
         for name in ("conftest", *files):
             compileall.compile_file(cls.path / "tests" / f"{name}.py", quiet=1)
         os.environ[this_run.VARIABLE] = folder
-        # A failure is enough, no smaller one is wanted.
+        # One failure is enough; hypothesis need not shrink it.
         phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
         hypothesis.settings.register_profile("mutants", phases=phases)
         hypothesis.settings.load_profile("mutants")
-        gc.freeze()  # so that forks don't go through what is there, again and again
+        gc.freeze()  # so that forks do not go through all of this again and again
 
 
 def reach(file: str) -> Reach:
@@ -254,17 +254,17 @@ def judge(module: str, source: str, tests: Sequence[str], seconds: float) -> str
 
 
 def tests_of(module: str, line: int, reached: Mapping[str, Reach]) -> dict[str, float]:
-    """Choose the tests that reach a line, and tell how long each takes, the quick ones first."""
+    """Choose the tests that reach a line, quick ones first, with the time each takes."""
     chosen: dict[str, float] = {}
     for file in TESTS[module].split():
         names = reached[file].tests.get((module, line), set())
-        # What runs at import is reached by all.
+        # All tests reach what runs at import.
         chosen |= {name: took for name, took in reached[file].seconds.items() if name in names or "" in names}
     return dict(sorted(chosen.items(), key=lambda test: test[1]))
 
 
 def known(text: str) -> dict[str, str]:
-    """Read the survivors: keys, each a line, and below them, indented, the reason that they share."""
+    """Read the survivors: keys, one per line, and below them, indented, the reason they share."""
     reasons: dict[str, str] = {}
     keys: list[str] = []
     reason: list[str] = []

@@ -45,7 +45,7 @@ class Mutant(NamedTuple):
     key: str
     """What was changed and how, the same for as long as the line is: `module: line | change`."""
     line: int
-    """Where, in the source as it is."""
+    """Where it is in the unchanged source."""
     source: str
 
 
@@ -63,7 +63,7 @@ def mutants(module: str, source: str) -> Iterator[Mutant]:
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple[str, ast.expr | ast.stmt, str]]:
-    """Change the tree in place, give what that makes, and change it back."""
+    """Change the tree in place, yield the result, and change it back."""
     for parent, place, node, ignored in _walk(tree):
         for change, other in _others(node):
             if ignored and not change.startswith("drop"):
@@ -90,7 +90,7 @@ def _set(parent: ast.AST, place: Place, value: object) -> None:
 
 
 def _walk(tree: ast.AST) -> Iterator[tuple[ast.AST, Place, ast.expr | ast.stmt, bool]]:
-    """Give each expression and statement with its place, but no type hints, docstrings and texts of f-strings."""
+    """Yield each expression and statement with its place, except type hints, docstrings and texts of f-strings."""
     for name, value in ast.iter_fields(tree):
         if name in ("annotation", "returns", "decorator_list", "ctx", "format_spec", "type_params"):
             continue
@@ -113,7 +113,7 @@ def _is_text_alone(node: ast.AST) -> bool:
 
 
 def _others(node: ast.expr | ast.stmt) -> Iterator[tuple[str, ast.AST]]:
-    """Say what may stand instead of a node, and how to call that."""
+    """Yield what may replace a node, and what to call that."""
     if isinstance(node, ast.Compare | ast.BoolOp | ast.BinOp | ast.AugAssign | ast.Break | ast.Continue):
         yield from _swapped(node)
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
