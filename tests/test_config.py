@@ -585,7 +585,7 @@ def refused(*arguments: str, flag: str, value: str, reason: str) -> None:
 # Everything that may be wrong with a value, word for word.
 REASONS = (
     r"bad port: write a number from 1 to 65535( \(0 lets the system choose\))?",
-    r"excluded by http-endpoint, which (serves metrics too|says the port): give one of the two",
+    r"excluded by http-endpoint, which (serves metrics too|has the port): give one of the two",
     r"has a control character in it, such as an end of line",
     r"has a second flag in it: make each flag an item of its own",
     r"has spaces around it",
@@ -603,5 +603,5 @@ REASONS = (
     r"unknown log format: write text or json",
     r"write host:port alone, without a scheme or a path",
     r"\$\((\w+)\) was not replaced: define the variable \1 in the container's env",
-    r"\$\{(\w+)\} was not replaced: in a manifest, Kubernetes replaces \$\(\1\) alone",
+    r"\$\{(\w+)\} was not replaced: in a manifest, Kubernetes replaces only \$\(\1\)",
 )

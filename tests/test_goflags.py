@@ -300,7 +300,7 @@ def test_accepted(arguments: list[str], values: dict[str, object]) -> None:
         ),
         (
             ["-n", "${N}"],
-            r"for flag -n: \$\{N\} was not replaced: in a manifest, Kubernetes replaces \$\(N\) alone$",
+            r"for flag -n: \$\{N\} was not replaced: in a manifest, Kubernetes replaces only \$\(N\)$",
         ),
         (["-name"], "flag needs an argument: -name$"),
         (["-on", "--wait"], "flag needs an argument: -wait$"),
