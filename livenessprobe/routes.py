@@ -49,7 +49,7 @@ def metrics_route(metrics: "Callable[[], Metrics]") -> Route:
     """Answer with the metrics, which are loaded when first needed."""
 
     def scrape(reply: Reply) -> None:
-        reply(Response(HTTPStatus.OK, metrics().render(), metrics().content_type))
+        reply(Response(HTTPStatus.OK, metrics().render(), metrics().content_type, may_pack=True))
 
     return scrape
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import logging
 from email.utils import parsedate_to_datetime
@@ -374,3 +375,65 @@ def test_answers_of_one_kind_share_a_head() -> None:
     assert any(head_of(Response(200, b"ok")) is head_of(Response(200, b"ko")) for _ in range(10))
     for other in (Response(500, b"ok"), Response(200, b"okay"), Response(200, b"ok", "text/x")):
         assert head_of(other) != head_of(Response(200, b"ok"))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip", True),
+        ("GZIP", True),
+        ("deflate, gzip", True),
+        ("gzip,deflate", True),
+        ("\tgzip ; q=0.5, *;q=0", True),
+        ("gzip;q=0.001", True),
+        ("gzip;q=1", True),
+        ("gzip;q=0, gzip;q=1", True),
+        ("", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000 , deflate", False),
+        ("identity", False),
+        ("*", False),
+        ("xgzip", False),
+        ("x-gzip", False),
+        ("gzipped", False),
+        ("deflate gzip", False),
+    ],
+)
+def test_what_may_be_packed_is_for_clients_that_take_it(accepted: str, packed: bool) -> None:
+    text = b"csi_liveness_up 1.0\n" * 99
+    head = f"GET /metrics HTTP/1.0\r\naccept-encoding:{accepted}\r\n\r\n".encode()
+
+    def ask(response: Response) -> Response:
+        replies: list[Response] = []
+        Exchange(head).ask({"/metrics": lambda reply: reply(response)}, replies.append)
+        (answered,) = replies
+        return answered
+
+    _, headers, body = read_answer(answer(Exchange(head), ask(Response(200, text, "text/x", may_pack=True))))
+    as_it_is = read_answer(answer(Exchange(head), ask(Response(200, text))))
+
+    assert headers["Content-Type"] == "text/x"
+    assert (headers["Content-Encoding"], headers["Vary"]) == (
+        ("gzip", "Accept-Encoding") if packed else (None, None)
+    )
+    assert (gzip.decompress(body) if packed else body) == text
+    assert not packed or len(body) < len(text) / 20
+    assert (as_it_is.body, as_it_is.headers["Content-Encoding"]) == (text, None)
+
+
+def test_many_clients_share_what_is_packed() -> None:
+    head = b"GET /metrics HTTP/1.0\r\nAccept-Encoding: gzip\r\n\r\n"
+    response = Response(200, b"csi_liveness_up 1.0\n" * 99, may_pack=True)
+    replies: list[Response] = []
+    for _ in range(2):
+        Exchange(head).ask({"/metrics": lambda reply: reply(response)}, replies.append)
+
+    assert replies[0].body is replies[1].body
+
+
+def test_two_lines_of_encodings_count_as_one() -> None:
+    head = b"GET /metrics HTTP/1.0\r\nAccept-Encoding: gzip\r\nAccept-Encoding: deflate\r\n\r\n"
+    replies: list[Response] = []
+    Exchange(head).ask({"/metrics": lambda reply: reply(Response(200, b"", may_pack=True))}, replies.append)
+
+    assert replies[0].encoding == "gzip"

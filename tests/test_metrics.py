@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import platform
 import time
 from pathlib import Path
@@ -306,6 +307,25 @@ def test_a_drivers_name_cannot_forge_a_series() -> None:
 BOTH = pytest.mark.parametrize(
     "command", [program.built(), program.MODULE], ids=["file", "sources"], indirect=True
 )
+
+
+@BOTH
+def test_for_a_scraper_that_takes_gzip_it_is_the_same_packed(
+    driver: FakeDriver, probe: program.Probe, command: Sequence[str]
+) -> None:
+    probe.wait_for_log("Learnt the CSI driver's name")
+    assert probe.get().status == 200
+    plain = scraped(probe)
+
+    # As Prometheus 3 asks.
+    answer = probe.get("/metrics", headers={"Accept": "*/*", "Accept-Encoding": "gzip"})
+
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.headers["Content-Length"] == str(len(answer.body))
+    packed = Series(gzip.decompress(answer.body).decode())
+    assert (packed.names, packed.calls(), packed.checks()) == (plain.names, plain.calls(), plain.checks())
+    assert probe.get(headers={"Accept-Encoding": "gzip"}).body == b"ok"
 
 
 @BOTH

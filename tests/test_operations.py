@@ -116,15 +116,15 @@ def test_a_scrape_is_as_large_as_told(driver: FakeDriver, probe: program.Probe) 
     probe.wait_for_log("Learnt the CSI driver's name", timeout=60)
     probe.get()
     scrape = probe.get("/metrics").text
+    packed = probe.get("/metrics", headers={"Accept-Encoding": "gzip"}).body
 
     samples = [line for line in scrape.splitlines() if not line.startswith("#")]
     assert measured["samples of a scrape"] == str(len(samples))
     buckets = sum("_bucket{" in line for line in samples)
-    assert f"Of the {len(samples)} samples {buckets} are buckets" in OPERATIONS
+    assert f"Of the {len(samples)} samples, {buckets} are buckets" in OPERATIONS
     # Its numbers have more or fewer digits.
-    assert float(measured["bytes of a scrape"].removesuffix(" kB")) == pytest.approx(
-        len(scrape) / 1e3, rel=0.1
-    )
+    for what, answer in (("bytes of a scrape", packed), ("… that is not packed", scrape)):
+        assert float(measured[what].removesuffix(" kB")) == pytest.approx(len(answer) / 1e3, rel=0.1)
 
 
 def _lines_of_a_day(period: int) -> int:
@@ -135,7 +135,7 @@ def _lines_of_a_day(period: int) -> int:
 
 def test_sums_for_many_nodes() -> None:
     measured = [float(row[1].split()[0]) for row in table(OPERATIONS, "measured", "figure", "shown by")]
-    check_ms, resident, samples, scrape_kb, image, layer, lines = measured
+    check_ms, resident, samples, scrape_kb, _, image, layer, lines = measured
     assert lines == _lines_of_a_day(10)
     # In that table the program's figure is the first after the unit and the budget.
     paced = re.search(

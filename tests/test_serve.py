@@ -537,7 +537,9 @@ STRANGERS = 2000
 MOST_GROWTH = 4 * 1024 * 1024
 
 
-@pytest.mark.parametrize("who", ["send no body", "take nothing", "wait for a long error"])
+@pytest.mark.parametrize(
+    "who", ["send no body", "take it packed, send no body", "take nothing", "wait for a long error"]
+)
 def test_strangers_who_do_not_read_cost_little(
     driver: FakeDriver, probe_factory: ProbeFactory, socket_path: Path, who: str
 ) -> None:
@@ -571,6 +573,7 @@ def test_strangers_who_do_not_read_cost_little(
 
 REQUESTS = {
     "send no body": b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+    "take it packed, send no body": b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nContent-Length: 9\r\n\r\n",
     "take nothing": b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
     "wait for a long error": GET,
 }
