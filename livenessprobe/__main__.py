@@ -12,8 +12,8 @@ _OF_LIBRARIES = ("GRPC_", "PROMETHEUS_", "PROTOCOL_BUFFERS_", "TEMPORARILY_DISAB
 
 def main() -> NoReturn:
     """Run the program on sys.argv and end the process with its exit code."""
-    gc.disable()  # until all is loaded: little of that is garbage, and to look through it takes a fifteenth of the start
-    # Until there are handlers: as PID 1, a signal with the default action would be lost, and elsewhere it would kill.
+    gc.disable()  # until all is loaded: hardly any of that is garbage, and collecting takes a fifteenth of the start
+    # Until the handlers are there: without one, a signal is lost on PID 1, and kills any other process.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     # For good: in the background of a terminal (`stty tostop`), writing a line to the log would stop the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))

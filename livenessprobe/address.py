@@ -5,10 +5,10 @@ import re
 _LONGEST_SOCKET_PATH = 107  # bytes: sun_path of unix(7), less its final NUL
 # Not compiled before one is needed, which takes time.
 _CONTROL = r"[\x00-\x1f\x7f-\x9f]"
-# Go dials the rest as it stands; gRPC's C core has no such scheme.
+# Go dials the rest as it is; gRPC's C core has no such scheme.
 _PASSTHROUGH = r"passthrough:(?://[^/]*/)?(unix:)?((?s:.*))"
-# The targets of gRPC's C core that can be a driver's, https://grpc.github.io/grpc/core/md_doc_naming.html; without a
-# scheme it takes them for dns.
+# Those of the C core's targets that a driver can have, https://grpc.github.io/grpc/core/md_doc_naming.html; a target
+# without a scheme is dns.
 _HOST_PORT = r"(?:[^:/]+|\[[^]/]+\]):[0-9]+"
 _TARGET = rf"(?:dns|ipv4|ipv6|unix-abstract|vsock):.+|{_HOST_PORT}"
 _SCHEMES = ("dns", "ipv4", "ipv6", "passthrough", "unix", "unix-abstract", "vsock")
@@ -22,7 +22,7 @@ def read(text: str) -> tuple[str, str | None]:
     """
     _refuse_damage(text)
     scheme, colon, rest = text.partition(":")
-    # A scheme in capitals is the same one: Go reads a target as a URL.
+    # In capitals or not: Go reads a target as a URL.
     target = scheme.lower() + colon + rest if scheme.lower() in _SCHEMES else text
     if passed := target.startswith("passthrough:") and re.fullmatch(_PASSTHROUGH, target):
         if not passed[1] and not re.fullmatch(_HOST_PORT, passed[2]):
@@ -49,7 +49,7 @@ def read(text: str) -> tuple[str, str | None]:
 
 
 def _refuse_damage(text: str) -> None:
-    """Refuse what a manifest's quoting or folding has made of an address: no driver's socket has such a name."""
+    """Refuse an address that a manifest's quoting or folding has mangled: no driver's socket has such a name."""
     if re.search(_CONTROL, text):
         raise ValueError("has a control character in it, such as an end of line")
     if text != text.strip():

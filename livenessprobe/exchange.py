@@ -25,7 +25,7 @@ _VERSION_PIECES = (*"HTTP/1", r"\.", "[0-9]", r"\r")
 _VERSION_BEGUN = reduce(lambda rest, piece: f"(?:{piece}{rest})?", reversed(_VERSION_PIECES), "")
 # Not compiled before a request comes in pieces: that takes time.
 _REQUEST_LINE_BEGUN = rf"(?:{_TOKEN}(?: (?:{_TARGET}(?: {_VERSION_BEGUN})?)?)?)?"
-# Blanks around the value are part of it: an optional part before it would take quadratic time to refuse a line.
+# Spaces around the value are part of it: an optional part before it would take quadratic time to refuse a line.
 _FIELD_LINE = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 # RFC 9110, 12.5.3. Not compiled before a client has such a field, as above.
 _TAKES_GZIP = r"(?:^|,)[ \t]*gzip[ \t]*(?:$|,|;[ \t]*q=(?!0(?:\.0*)?[ \t]*(?:$|,)))"

@@ -14,7 +14,7 @@ _NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-_DECIMALS = 18  # of a number in a duration; more than a nanosecond needs even where the unit is the hour
+_DECIMALS = 18  # of a number in a duration; more than a nanosecond needs, even in hours
 _UNREPLACED = r"\$(?:\(([\w.-]+)\)|\{([\w.-]+)\})"
 _BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
@@ -98,7 +98,7 @@ def _scaled(number: str, unit: str) -> int:
 
 
 def unreplaced(text: str) -> str:
-    """Say what is wrong with a value in which a variable should have been replaced and wasn't; empty if all is well."""
+    """Say which variable in a value was not replaced, and what to do about it; empty if there is none."""
     found = re.search(_UNREPLACED, text) if "$" in text else None
     if found is None:
         return ""

@@ -26,7 +26,7 @@ class Change(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The last verdict and how it came to that; one value, so that other threads never meet half of it."""
+    """The last verdict and what led to it; one value, so that other threads never see half of it."""
 
     verdict: Verdict
     asked: float

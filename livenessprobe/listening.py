@@ -1,6 +1,6 @@
 """Listening sockets: where they bind, and what their connections inherit.
 
-They come before everything else that serving needs, which takes time to load: whoever asks meanwhile waits in the queue.
+They come before everything else that serving needs, which takes time to load: requests wait in the queue meanwhile.
 """
 
 import errno
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from livenessprobe.exchange import Route
 
-_EVERYWHERE = ("", "0.0.0.0", "::")  # for Go, too, each of them means all addresses of both families  # noqa: S104
+_EVERYWHERE = ("", "0.0.0.0", "::")  # each of them means all addresses of both families, as in Go  # noqa: S104
 _QUEUE = 4096  # the kernel takes the smaller of this and net.core.somaxconn
 # Bytes that the kernel may keep for a connection each way; it doubles them, for its own book-keeping.
 _SEND_BUFFER, _RECEIVE_BUFFER = 128 * 1024, 2304  # the least: heads are read as they come, and bodies are not
@@ -28,21 +28,21 @@ class Listener:
     """A listening socket, and the routes that are offered there."""
 
     def __init__(self, host: str, port: int, routes: "Mapping[str, Route]") -> None:
-        """Listen. An empty host is all addresses of both families; a name is its IPv4 address where it has one.
+        """Listen. An empty host means all addresses of both families; a name, its IPv4 address if it has one.
 
         Raises OSError (socket.gaierror for a name that does not resolve), and resolving.Interrupted.
         """
         self.routes = routes
         self.socket = _listening(host, port)
         self.since = time.monotonic()
-        """Since when somebody may wait for an answer."""
+        """When somebody may have begun to wait for an answer."""
 
     def fileno(self) -> int:
         """Return the socket's descriptor, for selectors."""
         return self.socket.fileno()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self.socket.close()
 
     @property
@@ -58,9 +58,9 @@ class Listener:
 
 
 def listen(config: Config) -> list[Listener]:
-    """Listen wherever health and metrics are to be served, with no routes yet.
+    """Listen where health and metrics are to be served; the listeners have no routes yet.
 
-    Raises ConfigError that names the flag, and resolving.Interrupted.
+    Raises a ConfigError that names the flag, and resolving.Interrupted.
     """
     endpoints = [config.health]
     if config.metrics not in (None, config.health):

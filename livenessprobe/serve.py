@@ -1,8 +1,8 @@
 """The server, to its end: serve() returns an exit code. Decisions are health's, effects are here.
 
 Three threads are all it ever needs: this one serves HTTP, one checks, one learns the driver's name. What they use is
-loaded before they start, since that takes time; whoever asks meanwhile waits in the listener's queue.
-Where the system grants none, this one checks between its turns, and the driver's name is not learnt.
+loaded before they start, which takes time; requests that come meanwhile wait in the listeners' queues. If the system
+grants no threads, this one checks between its turns, and the driver's name is not learnt.
 """
 
 import gc
@@ -126,7 +126,7 @@ def _load_work(
     history: History,
     names: deque[str],
 ) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
-    """Load what talks to the driver and counts; return how to check whenever asked, and once, and how to learn the name."""
+    """Load what talks to the driver and what counts; return how to check whenever asked, to check once, to learn the name."""
     from livenessprobe.driver import Driver, way_to
 
     def learn(name: str) -> None:
@@ -153,7 +153,7 @@ def _load_work(
         # If the first check comes at once, its request may have waited since the listener was bound.
         at_once = waited_since and asked < loaded + _FIRST_MOMENT_SECONDS
         start = waited_since.pop() if at_once else asked
-        # Don't count the time for loading against the first check.
+        # Don't count the loading time against the first check.
         start = max(start, time.monotonic() - max(0.0, patience.total - SHORTEST_CHECK_SECONDS))
         return health.check(driver.attempt, patience, start, time.monotonic, stop.wait)
 

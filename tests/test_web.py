@@ -435,7 +435,7 @@ def test_connections_that_stay_after_their_answer_count_too() -> None:
 
 
 def test_an_evicted_connection_is_asked_in_vain() -> None:
-    """As happens where one event of a turn evicts the connection of the next."""
+    """This happens if one event of a turn evicts the connection of the next event."""
     with (
         contextlib.closing(Listener("127.0.0.1", 0, {})) as listener,
         socket.create_connection(("127.0.0.1", listener.port)),
@@ -678,7 +678,7 @@ def test_that_there_are_no_descriptors_is_told_once_a_minute(errors: list[tuple[
             for now, told in ((0.0, 1), (59.9, 1), (60.0, 1), (61.0, 2), (120.0, 2)):
                 clock.now = now
                 end = time.monotonic() + PATIENCE
-                # When it tries again, of which nothing outside tells; it pauses before it tells why.
+                # When it tries again, which shows in nothing else; it pauses before it says why.
                 while (running.server._accept_at or 0.0) <= now or len(errors) < told:
                     assert time.monotonic() < end
                 assert len(errors) == told
