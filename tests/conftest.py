@@ -134,5 +134,10 @@ def probe_factory(command: Sequence[str] | None) -> Iterator[ProbeFactory]:
 
 @pytest.fixture
 def probe(probe_factory: ProbeFactory, socket_path: Path) -> program.Probe:
-    """The program beside `socket_path`, on a free port, with a short timeout."""
-    return probe_factory(f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=1s")
+    """The program beside `socket_path`, on a free port, with timeouts that are short, but not for a busy machine."""
+    return probe_factory(
+        f"--csi-address={socket_path}",
+        "--http-endpoint=127.0.0.1:0",
+        "--connection-timeout=1s",
+        "--probe-timeout=3s",
+    )

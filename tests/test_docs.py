@@ -205,7 +205,7 @@ def test_verdicts_are_those_of_the_program(row: int, case: str, socket_path: Pat
     shown = re.search("`([^`]*)`", f"`{text}`" if "`" not in text else text)
     assert shown
     pattern = ".*".join(map(re.escape, shown[1].split("…")))
-    flags = [f"--csi-address={socket_path}", "--probe-timeout=500ms", "--connection-timeout=0s"]
+    flags = [f"--csi-address={socket_path}", "--probe-timeout=2s", "--connection-timeout=0s"]
     # As root we may use any socket.
     user = program.unprivileged() if case == "forbidden" else None
 

@@ -55,7 +55,7 @@ def driver(folder: Path) -> Iterator[stage.Driver]:
 def test_the_driver_is_what_it_is_told_to_be(driver: stage.Driver, state: str, code: int, line: str) -> None:
     driver.tell(state)
 
-    done = program.run_once(["--once", f"--csi-address={driver.socket}", "--probe-timeout=1s"])
+    done = program.run_once(["--once", f"--csi-address={driver.socket}", "--probe-timeout=3s"])
 
     assert done.returncode == code
     assert re.fullmatch(line, done.stdout.strip())

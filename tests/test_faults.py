@@ -250,8 +250,8 @@ def test_where_no_thread_is_to_be_had_it_serves_on_one(
     driver: FakeDriver, probe_factory: ProbeFactory, node: Node, socket_path: Path
 ) -> None:
     node.limit_threads(0)
-    args = [f"--csi-address={socket_path}", "--http-endpoint=localhost:0", "--probe-timeout=600ms"]
-    probe = probe_factory(*args, env=node.env)
+    args = [f"--csi-address={socket_path}", "--http-endpoint=localhost:0", "--connection-timeout=500ms"]
+    probe = probe_factory(*args, "--probe-timeout=3s", env=node.env)
     probe.wait_for_log(
         r"""\] "Going on without a thread" thread="checks" reason="can't start new thread: a limit on processes .*"""
         r""" ulimit -u \w+, ulimit -v \w+, seccomp \w+\""""

@@ -436,7 +436,7 @@ def test_where_accept4_is_denied_one_line_says_so(run: Callable[..., Container],
 def test_a_limit_of_processes_that_is_reached_later(
     run: Callable[..., Container], driver: FakeDriver
 ) -> None:
-    container = run(ADDRESS, f"--http-endpoint=:{PORT}", "--probe-timeout=600ms")
+    container = run(ADDRESS, f"--http-endpoint=:{PORT}", "--probe-timeout=2s")
     container.wait_for_log("Learnt the CSI driver's name")
     tasks = Path(f"/proc/{container.pid}/task")
     threads = sorted(task.name for task in tasks.iterdir())

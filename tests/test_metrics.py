@@ -393,7 +393,9 @@ def test_the_name_is_learnt_late_and_anew(
     driver: FakeDriver, probe_factory: ProbeFactory, socket_path: Path
 ) -> None:
     driver.set("error", method="GetPluginInfo", message="not yet")
-    probe = probe_factory(f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=1s")
+    probe = probe_factory(
+        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=20s"
+    )
     assert probe.get().status == 200
     probe.wait_for_log("Cannot learn the CSI driver's name.*not yet")
     assert scraped(probe).calls()["unknown-driver", PROBE, "OK"] == 1

@@ -826,9 +826,10 @@ def test_a_volume_open_to_all_is_used_but_nothing_that_others_put_there(
         os.chown(path, other_user, other_user)
     evil.rename(host.cache / "evil")
     # It keeps putting its own folder in place of ours.
-    exchange = "import os\nwhile True:\n for old, new in (('{0}', 'x'), ('evil', '{0}'), ('{0}', 'evil'), ('x', '{0}')):\n  try: os.rename(old, new)\n  except OSError: pass"
-    attack = [sys.executable, "-c", exchange.format(ours.name)]
-    with subprocess.Popen(attack, cwd=host.cache, user=other_user) as attacker:
+    exchange = "import os\nos.setuid({1})\nwhile True:\n for old, new in (('{0}', 'x'), ('evil', '{0}'), ('{0}', 'evil'), ('x', '{0}')):\n  try: os.rename(old, new)\n  except OSError: pass"
+    # Changes to that user only once it runs, since this Python may be in root's home.
+    attack = [sys.executable, "-c", exchange.format(ours.name, other_user)]
+    with subprocess.Popen(attack, cwd=host.cache) as attacker:
         try:
             for _ in range(20):
                 done = host.start()

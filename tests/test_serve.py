@@ -58,9 +58,8 @@ def statuses(probe: program.Probe) -> list[int]:
 def test_each_path_for_each_outcome(
     driver: FakeDriver, probe_factory: ProbeFactory, socket_path: Path
 ) -> None:
-    probe = probe_factory(
-        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=500ms"
-    )
+    flags = [f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--connection-timeout=500ms"]
+    patient, hasty = (probe_factory(*flags, f"--probe-timeout={timeout}") for timeout in ("20s", "500ms"))
     cases: list[tuple[Behaviour, str, list[int]]] = [
         ("unset", "ok", [200, 200, 200]),
         ("ready", "ok", [200, 200, 200]),
@@ -71,6 +70,7 @@ def test_each_path_for_each_outcome(
     ]
     for behaviour, text, expected in cases:
         driver.set(behaviour, code="FAILED_PRECONDITION", message="no disk", after=0.05)
+        probe = hasty if behaviour == "hang" else patient
         for path, status in zip(("/healthz", "/readyz", "/livez"), expected, strict=True):
             answer = probe.get(path)
             assert (answer.status, answer.text) == (status, text)
@@ -82,8 +82,8 @@ def test_each_path_for_each_outcome(
             assert head.headers["Content-Length"] == str(len(text))
 
     driver.stop()
-    assert statuses(probe) == [500] * 3
-    assert probe.get().text == f"cannot connect to {driver.target}: no such file or directory"
+    assert statuses(patient) == [500] * 3
+    assert patient.get().text == f"cannot connect to {driver.target}: no such file or directory"
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz", "/metrics", "/statusz", "/flagz"])
@@ -292,10 +292,7 @@ def test_a_late_driver_is_found_within_the_check(probe_factory: ProbeFactory, so
 # ---- a driver that comes and goes
 
 
-def test_a_drivers_life(probe_factory: ProbeFactory, socket_path: Path) -> None:
-    probe = probe_factory(
-        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=600ms"
-    )
+def test_a_drivers_life(probe: program.Probe, socket_path: Path) -> None:
 
     def becomes(status: int, text: str) -> None:
         answer = probe.get()
@@ -350,7 +347,12 @@ def test_a_stopped_driver_that_is_killed_and_comes_back_is_healthy_in_that_very_
 def test_tcp_driver(probe_factory: ProbeFactory, scheme: str) -> None:
     with FakeDriver("127.0.0.1:0") as driver:
         address = scheme + driver.address
-        probe = probe_factory(f"--csi-address={address}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=1s")
+        probe = probe_factory(
+            f"--csi-address={address}",
+            "--http-endpoint=127.0.0.1:0",
+            "--connection-timeout=1s",
+            "--probe-timeout=20s",
+        )
         assert probe.get().text == "ok"
         probe.wait_for_log('driver="fake.csi.k8s.io"')
         driver.set("not-ready")
@@ -368,7 +370,7 @@ def test_a_driver_that_serves_old_connections_alone_is_never_healthy(
 ) -> None:
     """Even in a row of quick checks, and whoever else asks in between."""
     probe = probe_factory(
-        f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=300ms"
+        f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=2s"
     )
     for _ in range(50):
         assert probe.get().status == 200
@@ -582,12 +584,7 @@ REQUESTS = {
 # ---- listening
 
 
-def test_it_listens_and_answers_before_there_is_a_driver(
-    probe_factory: ProbeFactory, socket_path: Path
-) -> None:
-    probe = probe_factory(
-        f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=600ms"
-    )
+def test_it_listens_and_answers_before_there_is_a_driver(probe: program.Probe, socket_path: Path) -> None:
     # As soon as possible after the program has begun to listen.
     assert probe.get("/nothing").status == 404
     assert probe.get().text == f"cannot connect to {socket_path}: no such file or directory"

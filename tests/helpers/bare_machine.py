@@ -3,8 +3,8 @@
     python3 tests/helpers/bare_machine.py bookworm trixie     as root
 
 On each release `make demo` and `make test` must pass, of a clone of what is committed here: as a user who may open 1,024
-files, and as root. What this machine has set for pip, and its certificates, are carried in. All runs in namespaces of
-its own, with which its processes and mounts end, whatever happens here.
+files, and as root. What this machine has set for pip and apt, and its certificates, are carried in. All runs in namespaces
+of its own, with which its processes and mounts end, whatever happens here.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ USER = 1000
 CARRIED = (
     "/etc/resolv.conf",
     "/etc/hosts",
+    "/etc/apt/apt.conf.d",
     "/etc/pip.conf",
     "/etc/xdg/pip",
     "/etc/ssl/certs/ca-certificates.crt",
