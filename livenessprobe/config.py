@@ -183,7 +183,7 @@ def log_settings(given: Given) -> tuple[int, tuple[tuple[str, int], ...], bool]:
 
 def decide(given: Given) -> Config:
     """Turn the values that were given into a configuration; raises ConfigError for those that cannot work."""
-    values: dict[str, Any] = {flag.name: flag.read(flag.default) for flag in FLAGS if flag.default} | {
+    values: dict[str, Any] = {flag.name: flag.read(flag.default) for flag in EFFECTIVE if flag.default} | {
         "http-endpoint": "", "metrics-address": "", "once": False, "version": False, "vmodule": (),
     } | dict(given)  # fmt: skip
     for name in ("csi-address", "health-port", "http-endpoint", "metrics-address", "logging-format"):
@@ -219,18 +219,20 @@ def decide(given: Given) -> Config:
         once=values["once"],
         version=values["version"],
         warnings=tuple(_warnings(values, given)),
-        flags=tuple((flag.name, _written(flag, values.get(flag.name))) for flag in FLAGS),
+        flags=tuple((flag.name, _written(flag, values.get(flag.name, flag.default))) for flag in FLAGS),
     )
 
 
 def _written(flag: Flag, value: Any) -> str:
     if flag.read is boolean:
-        return str(bool(value)).lower()
+        return str(value is True).lower()
+    if isinstance(value, str):
+        return value
     if flag.read is duration:
         return goflags.written(value)
     if flag.read is _vmodule:
         return ",".join(f"{pattern}={verbosity}" for pattern, verbosity in value)
-    return "" if value is None else str(value)
+    return str(value)
 
 
 def _warnings(values: Mapping[str, Any], given: Given) -> Iterator[tuple[str, str]]:
@@ -291,6 +293,6 @@ def _endpoint(flag: str, value: str) -> Endpoint:
 
 
 def _port(flag: str, value: str, port: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+    if not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
         raise ConfigError(flag, value, "bad port: write a number from 1 to 65535 (0 lets the system choose)")
     return int(port)

@@ -44,9 +44,10 @@ def boolean(text: str) -> bool:
 
 def unsigned(text: str) -> int:
     """Read a whole number from 0 to 2**64 - 1; raises ValueError for anything else."""
-    if not re.fullmatch(r"\+?[0-9]{1,20}", text) or int(text) >= 2**64:
+    digits = text.removeprefix("+")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 20 or int(digits) >= 2**64:
         raise ValueError("not a whole number: write 0 or more")
-    return int(text)
+    return int(digits)
 
 
 def duration(text: str) -> float:

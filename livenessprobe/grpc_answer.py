@@ -22,9 +22,10 @@ _CODES_OF_HTTP = {
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _PSEUDO = {b":status", b":method", b":path", b":scheme", b":authority", b":protocol"}
 _NOT_IN_A_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?")
 _STATUS = re.compile(rb"([+-]?)0*([0-9]{1,10})")
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+# Not compiled before a driver's words need it, which takes time.
+_BASE64 = rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?"
+_ESCAPE = rb"%([0-9A-Fa-f]{2})"
 
 
 class Answer:
@@ -47,7 +48,7 @@ class Answer:
         for name, value in fields:
             values[name] = value
             is_grpc = is_grpc or (name == b"content-type" and _is_grpc(value))
-            if name.endswith(b"-bin") and not _BASE64.fullmatch(value):
+            if name.endswith(b"-bin") and not re.fullmatch(_BASE64, value):
                 not_base64 = name
         number = _STATUS.fullmatch(values.get(b"grpc-status", b"2"))
         code = int(b"".join(number.groups())) if number else 2**31
@@ -138,7 +139,7 @@ def _message(values: dict[bytes, bytes]) -> str:
     """Decode the grpc-message, if any; a percent sign that escapes nothing stands for itself."""
     message = values.get(b"grpc-message", b"")
     unescaped, begin = bytearray(), 0
-    for escape in _ESCAPE.finditer(message):  # one by one, to save memory
+    for escape in re.finditer(_ESCAPE, message):  # one by one, to save memory
         unescaped += message[begin : escape.start()] + bytes.fromhex(escape[1].decode())
         begin = escape.end()
     return _text(bytes(unescaped) + message[begin:])

@@ -25,6 +25,10 @@ UNUSED: Mapping[str, Mapping[str, object]] = {
     "mimetypes": {},
     "shutil": {},
     # Also prometheus_client, for what serves and pushes there.
+    "socketserver": {
+        **dict.fromkeys(("StreamRequestHandler", "TCPServer"), object),
+        "ThreadingMixIn": type("ThreadingMixIn", (), {}),
+    },
     "urllib.parse": dict.fromkeys(("parse_qs", "quote_plus", "urlparse")),
     # protobuf
     "google.protobuf.descriptor_database": {},

@@ -290,7 +290,7 @@ def test_two_servers_on_one_port() -> None:
 
 
 def test_a_broken_installation_exits_1_with_one_line(folder: Path) -> None:
-    (folder / "socketserver.py").write_text("raise ImportError('it is broken')\n")
+    (folder / "selectors.py").write_text("raise ImportError('it is broken')\n")
     done = program.run_once(["--v=0"], command=program.MODULE, env={"PYTHONPATH": str(folder)})
 
     assert (done.returncode, done.stdout) == (1, "")
