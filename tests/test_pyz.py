@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from denying import denying
 from fake_driver import FakeDriver
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,10 @@ def starts(python: str) -> bool:
 # Those at hand: no Debian release has them, so they are tried wherever somebody keeps old ones.
 OLD = [
     version for version in ("2.7", *(f"3.{minor}" for minor in range(4, 10))) if starts(f"python{version}")
+]
+# As /bin/sh may be, those at hand.
+SHELLS = [
+    shell for shell in ("sh", "dash", "bash", "busybox sh", "ksh", "mksh") if shutil.which(shell.split()[0])
 ]
 AS_ROOT = os.geteuid() == 0
 
@@ -492,8 +497,8 @@ class Pythons:
         env = {"PATH": str(self.path), "SHIV_ROOT": str(self._host.cache)}
         return env | ({"LIVENESSPROBE_PYTHON": str(chosen)} if chosen else {})
 
-    def run(self, chosen: str | Path = "") -> None:
-        self._host.runs(self.file, env=self._env(chosen))
+    def run(self, chosen: str | Path = "", before: Sequence[str | Path] = ()) -> None:
+        self._host.runs(self.file, before=before, env=self._env(chosen))
 
     def refuse(self, chosen: str | Path = "") -> str:
         return self._host.refuses(self.file, env=self._env(chosen))
@@ -517,6 +522,21 @@ def test_a_shim_that_does_not_start_is_passed_over(pythons: Pythons) -> None:
     pythons.add(pythons.path, f"python{HERE}")
 
     pythons.run()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_any_shell_finds_a_python(pythons: Pythons, shell: str) -> None:
+    pythons.add(pythons.usual, "python3", SHIM)
+    pythons.add(pythons.path, f"python{HERE}")
+    program, *arguments = shell.split()
+
+    pythons.run(before=[shutil.which(program) or program, *arguments])
+
+
+@pytest.mark.parametrize("call", ["faccessat2", "fstatfs"])
+def test_a_profile_that_denies_a_question_is_no_reason_not_to_start(host: Host, call: str) -> None:
+    """Whether a file may be run, and whether a volume is mounted noexec."""
+    host.runs(before=denying(call))
 
 
 def test_a_shim_that_starts_is_taken(pythons: Pythons) -> None:

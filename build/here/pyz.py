@@ -39,8 +39,9 @@ LOCAL_HEADER_BYTES = 30  # of a zip file, before an entry's name
 # Python would run the archive behind any first line, but which Python? This looks for one, in the system's own places
 # first, and cuts it off from the host's modules and settings (-I -S, which also start it 2 ms sooner). Asking a Python
 # whether it fits takes as long as a start, so none is asked: start.py finds out and, if it does not fit, comes back here
-# with what was tried so far, under the same process id. But a script, and anything found only along PATH, may be a version
-# manager's shim, which exists whether or not there is a Python behind it. That one is asked what it starts.
+# with what was tried so far, under the same process id. But a script in /usr/local/bin, and anything found only along PATH,
+# may be a version manager's shim, which exists whether or not there is a Python behind it. That one is asked what it starts;
+# so is one that the shell thinks it may not run: an old seccomp profile answers its question, faccessat2, with EPERM.
 #
 # In the C locale, Python also takes all text for UTF-8, and loads no tables. An archive that was cut short is a script to
 # Python, and all it says about it is that the encoding in the second line is unknown: so that says what is wrong.
@@ -56,12 +57,15 @@ case $LIVENESSPROBE_TRIED in "$$ "*) tried=${{LIVENESSPROBE_TRIED#* }} ;; esac
 try() {{
     python=$1 line='#!'
     shift
-    [ -x "$python" ] || return
+    [ -e "$python" ] || return
     case ", $tried" in *", $python ("*) return ;; esac
-    case $python in /usr/bin/* | /usr/local/bin/*) read -r line <"$python" ;; esac 2>/dev/null
+    [ -x "$python" ] && case $python in
+        /usr/bin/*) line= ;;
+        /usr/local/bin/*) {{ read -r line <"$python"; }} 2>/dev/null ;;
+    esac
     real=$python
     case $line in '#!'*) real=$("$python" -ISc 'import sys; print(sys.executable)' 2>/dev/null) ;; esac
-    [ -x "$real" ] && exec "$real" -IS -X tried="$tried${{tried:+, }}$python" -c "$start" "$0" "$@"
+    [ -e "$real" ] && exec "$real" -IS -X tried="$tried${{tried:+, }}$python" -c "$start" "$0" "$@"
     tried="$tried${{tried:+, }}$python (does not start)"
 }}
 if [ "$LIVENESSPROBE_PYTHON" ]; then

@@ -14,6 +14,8 @@ NUMBERS = {
     "epoll_ctl": (233, 21),
     "epoll_wait": (232, 22),  # arm64 has only epoll_pwait
     "eventfd2": (290, 19),
+    "faccessat2": (439, 439),
+    "fstatfs": (138, 44),
     "ioctl": (16, 29),
     "pipe2": (293, 59),
     "prlimit64": (302, 261),
