@@ -118,6 +118,9 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         shutil.copy(ROOT / "LICENSE", copy)
         for part in ("build", "livenessprobe"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for left, age in (("tmpold", 7200), ("tmpnew", 60)):
+            (copy / "bin" / "kept" / left).mkdir(parents=True)
+            os.utime(copy / "bin" / "kept" / left, (0, time.time() - age))
         made[name] = copy / "out" / "file"
         command = [sys.executable, "build/here/pyz.py", *options, "out/file"]
         running.append(subprocess.Popen(command, cwd=copy, umask=umask))
@@ -176,6 +179,12 @@ def test_same_sources_give_the_same_bytes(builds: dict[str, Path]) -> None:
     with zipfile.ZipFile(FILE) as archive:
         names = archive.namelist()
     assert names == sorted(names), "in an order that no file system has a say in"
+
+
+def test_what_a_killed_build_left_is_removed(builds: dict[str, Path]) -> None:
+    kept = builds["same"].parent.parent / "bin" / "kept"
+
+    assert [path.name for path in kept.glob("tmp*")] == ["tmpnew"], "another build may be at that one"
 
 
 def test_is_small() -> None:

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import tars
@@ -22,6 +24,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 LOCK = HERE / "requirements.lock"
 KEPT = ROOT / "bin" / "kept"
+LEFT_SECONDS = 3600
 
 # What nothing that is packed imports or opens: certificates for TLS, sources and types of compiled modules, bridges
 # to other frameworks. Of *.dist-info, METADATA and the licences stay.
@@ -58,9 +61,10 @@ def folder_for(versions: Sequence[str], machine: str) -> Path:
     made_of = hashlib.sha256(LOCK.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
     target = f"{machine}-{versions[0]}-{versions[-1]}"
     folder = KEPT / f"{target}-{made_of}"
+    remove_left()
     if not folder.is_dir():
         KEPT.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=KEPT) as name:
+        with tempfile.TemporaryDirectory(prefix="tmp", dir=KEPT) as name:
             made = Path(name, "made")
             keep(made, versions, machine)
             for old in set(KEPT.glob(f"{target}-*")) - {folder}:
@@ -71,6 +75,14 @@ def folder_for(versions: Sequence[str], machine: str) -> Path:
                 if not folder.is_dir():  # else another build was quicker
                     raise
     return folder
+
+
+def remove_left() -> None:
+    """Remove what killed builds left; another build may be busy with anything younger than an hour."""
+    for left in KEPT.glob("tmp*"):
+        with suppress(FileNotFoundError):  # another build has just done so
+            if left.stat().st_mtime < time.time() - LEFT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def keep(folder: Path, versions: Sequence[str], machine: str) -> None:

@@ -76,7 +76,7 @@ def opened(root):
     check(handle)
     try:
         noexec = os.fstatvfs(handle).f_flag & os.ST_NOEXEC
-    except OSError:  # a profile denies to ask; it will show
+    except OSError:  # a profile denies the question: loading compiled code will tell
         noexec = False
     if noexec:
         raise OSError(0, "mounted noexec")
