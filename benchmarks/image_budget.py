@@ -153,7 +153,7 @@ def little_memory(image: str, driver: Driver, starts: Starts) -> dict[str, float
     """How a container fares in which the image's own files must be read anew, and must fit."""
     limit = f"{MEBIBYTES}m"
     with container(image, driver, f"--memory={limit}", f"--memory-swap={limit}") as (made, port):
-        forget_files(made)
+        forget(docker("inspect", "--format={{.GraphDriver.Data.LowerDir}}", made).decode().strip())
         found = {"cold ok": start(made, port, starts)["first ok"]}
         events = memory_events(process_of(made))
         before = refaults(events)
@@ -161,10 +161,9 @@ def little_memory(image: str, driver: Driver, starts: Starts) -> dict[str, float
         return found | {"refaults": refaults(events) - before}
 
 
-def forget_files(made: str) -> None:
-    """Have the kernel hold nothing of the image's files in memory, as on a node where it never ran."""
+def forget(layers: str) -> None:
+    """Have the kernel drop files from memory, as on a node where they never ran: those in folders with colons between."""
     os.sync()
-    layers = docker("inspect", "--format={{.GraphDriver.Data.LowerDir}}", made).decode().strip()
     for layer in layers.split(":"):
         for path in Path(layer).rglob("*"):
             if path.is_file() and not path.is_symlink():

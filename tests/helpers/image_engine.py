@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import re
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import image
+import image_budget
 import this_run
 from program import Response
 
@@ -84,12 +84,7 @@ class Container:
 
     def forget(self) -> None:
         """Have the kernel drop the image's files from memory, as on a node where it never ran; as root."""
-        os.sync()
-        for layer in self.inspect()["GraphDriver"]["Data"]["LowerDir"].split(":"):
-            for path in Path(layer).rglob("*"):
-                if path.is_file() and not path.is_symlink():
-                    with path.open("rb") as file:
-                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        image_budget.forget(self.inspect()["GraphDriver"]["Data"]["LowerDir"])
 
     def inspect(self) -> dict[str, Any]:
         return dict(json.loads(must("inspect", self.id))[0])

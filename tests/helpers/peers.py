@@ -57,21 +57,12 @@ def _http1(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 4\r\n\r\nno\r\n")
 
 
-def _settings_then_close(connection: socket.socket) -> None:
-    _read_preface(connection)
-    connection.sendall(SETTINGS)
-
-
-def _settings_then_goaway(connection: socket.socket) -> None:
-    _read_preface(connection)
-    connection.sendall(SETTINGS + SETTINGS_ACK + GOAWAY)
-    _stay_silent(connection)
-
-
-def _settings_then_silent(connection: socket.socket) -> None:
+def _settings(connection: socket.socket, *, stay: bool) -> None:
+    """Too little HTTP/2: the settings, and then a close, or no more."""
     _read_preface(connection)
     connection.sendall(SETTINGS + SETTINGS_ACK)
-    _stay_silent(connection)
+    if stay:
+        _stay_silent(connection)
 
 
 def _close_at_once(connection: socket.socket) -> None:
@@ -146,9 +137,8 @@ junk = partial(talking, _junk)
 closing_at_once = partial(talking, _close_at_once)
 silent = partial(talking, _stay_silent)
 http1 = partial(talking, _http1)
-settings_then_close = partial(talking, _settings_then_close)
-settings_then_goaway = partial(talking, _settings_then_goaway)
-settings_then_silent = partial(talking, _settings_then_silent)
+settings_then_close = partial(talking, partial(_settings, stay=False))
+settings_then_silent = partial(talking, partial(_settings, stay=True))
 
 
 # ---- what cannot be connected to
@@ -218,17 +208,3 @@ def forbidden_folder(path: Path) -> Iterator[None]:
             yield
         finally:
             path.parent.chmod(mode)
-
-
-# For tables in tests: those that accept and never say a word of HTTP/2, and those that say too little of it.
-NO_HTTP2: dict[str, Peer] = {
-    "junk": junk,
-    "closing at once": closing_at_once,
-    "silent": silent,
-    "HTTP/1.1": http1,
-}
-POOR_HTTP2: dict[str, Peer] = {
-    "settings, then close": settings_then_close,
-    "settings, then goaway": settings_then_goaway,
-    "settings, then silent": settings_then_silent,
-}
