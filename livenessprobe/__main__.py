@@ -36,7 +36,7 @@ def _open_standard_descriptors() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull if os.access(os.devnull, os.R_OK) else "/", os.O_RDONLY)
 
 
 def _forget_environment() -> None:

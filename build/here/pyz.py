@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import kept
@@ -34,7 +34,6 @@ NEWEST = "3.99"
 PLATFORMS = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
 START = "__main__.py"
-LOCAL_HEADER_BYTES = 30  # of a zip file, before an entry's name
 
 # Python would run the archive behind any first line, but which Python? This looks for one, in the system's own places
 # first, and cuts it off from the host's modules and settings (-I -S, which also start it 2 ms sooner). Asking a Python
@@ -45,13 +44,17 @@ LOCAL_HEADER_BYTES = 30  # of a zip file, before an entry's name
 #
 # In the C locale, Python also takes all text for UTF-8, and loads no tables. An archive that was cut short is a script to
 # Python, and all it says about it is that the encoding in the second line is unknown: so that says what is wrong.
+#
+# The file may be replaced, or still be copied, while it starts. So the braces: a shell runs all of what is between, or
+# nothing. And Python looks for the start itself, which is the archive's first entry, behind its name and before the next
+# signature: these lines may be another build's by then.
 HEADER = """#!/bin/sh
 # coding: livenessprobe-is-damaged--copy-it-here-again
-# livenessprobe {release} for CPython {version} on Linux {machine}. An archive follows, which Python unpacks and runs.
+{{ # livenessprobe {release} for CPython {version} on Linux {machine}. An archive follows, which Python unpacks and runs.
 case " $*" in *" -once"* | *" --once"*) ;; *) trap 'exit 0' INT TERM ;; esac
 export LC_ALL=C
 fail() {{ echo "livenessprobe: $1" >&2; exit 1; }}
-start='import sys; f = open(sys.argv[1], "rb"); f.seek({start}); s = f.read({size}); f.close(); exec(s)'
+start='import sys; f = open(sys.argv[1], "rb"); s = f.read(16384).split(b"PK\\3\\4"); s[2:] or sys.exit("livenessprobe: " + sys.argv[1] + " is damaged: copy it here again"); f.close(); exec(s[1][{start}:])'
 tried=
 case $LIVENESSPROBE_TRIED in "$$ "*) tried=${{LIVENESSPROBE_TRIED#* }} ;; esac
 try() {{
@@ -78,7 +81,9 @@ for name in {names}; do
     try "$(command -v "$name")" "$@"
 done
 fail "no Python here fits${{tried:+: $tried}}. Install CPython {version} (apt-get install python3), or set LIVENESSPROBE_PYTHON to the path of one"
+}}
 """
+BEFORE_START = 26 + len(START)  # in its entry, behind the signature
 
 
 def collect(packages: Path, kept_packages: Path) -> None:
@@ -109,20 +114,17 @@ def start_file(build: str, versions: Sequence[str], machine: str) -> bytes:
     return source.encode()
 
 
-def header(versions: Sequence[str], machine: str, size: int) -> bytes:
-    """The first lines, which say where the start stands: first in the archive, behind its name."""
-    text = HEADER.format(
+def header(versions: Sequence[str], machine: str) -> bytes:
+    """The first lines."""
+    return HEADER.format(
         release=release(),
         version=" to ".join(dict.fromkeys((versions[0], versions[-1]))),
         machine=machine,
         names=f"python{versions[0]} python3"
         if len(versions) == 1
         else " ".join(["python3", *(f"python{version}" for version in reversed(versions))]),
-        start="STARTS",
-        size=size,
-    )
-    start = len(text) + LOCAL_HEADER_BYTES + len(START)
-    return text.replace("STARTS", f"{start:>6}").encode()
+        start=BEFORE_START,
+    ).encode()
 
 
 def repack(made: Path, cores: Path, versions: Sequence[str], machine: str, target: Path) -> None:
@@ -139,8 +141,13 @@ def repack(made: Path, cores: Path, versions: Sequence[str], machine: str, targe
         content.update(f"{name} {len(files[name])}\n".encode() + files[name])
     files[START] = start_file(f"livenessprobe_{content.hexdigest()[:16]}", versions, machine)
 
+    write(files, header(versions, machine), target)
+
+
+def write(files: Mapping[str, bytes], first_lines: bytes, target: Path) -> None:
+    """Make the archive of these files."""
     with target.open("wb") as packed:
-        packed.write(header(versions, machine, len(files[START])))
+        packed.write(first_lines)
         with zipfile.ZipFile(packed, "w") as archive:
             for name in sorted(files):
                 entry = zipfile.ZipInfo(name)  # of 1 January 1980

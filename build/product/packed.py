@@ -24,6 +24,7 @@ class Packed:
         self, archive: str, folder: int, path: str, tag: str, whole: Callable[[int, str], int | None]
     ) -> None:
         self._archive, self._folder, self._path, self._tag, self._whole = archive, folder, path, tag, whole
+        self._build = os.path.basename(path)
         self._known: dict[str, tuple[str, bool]] = {}
         self._machine_code: dict[str, str] = {}
         self._groups: dict[str, tuple[dict[str, tuple[int, int]], Read, int]] = {}
@@ -63,7 +64,7 @@ class Packed:
             self.add(group, lambda size, start: os.pread(file, size, start))
             return
         unpack = self._unpack()
-        content = unpack.modules_file(self._archive, group)
+        content = unpack.modules_file(self._archive, self._build, group)
         with suppress(OSError):  # this start has it, and the next one will do the same
             unpack.write(self._folder, name, [content])
         self.add(group, lambda size, start: content[start : start + size])
@@ -78,7 +79,8 @@ class Packed:
         else:
             unpack = self._unpack()
             try:
-                unpack.write(self._folder, name, unpack.machine_code(self._archive, name))
+                content = unpack.machine_code(self._archive, self._build, name)
+                unpack.write(self._folder, name, content)
             except OSError as error:
                 raise ImportError(f"cannot unpack {name} into {self._path}: {error.strerror}") from None
         held = f"/proc/self/fd/{self._folder}"

@@ -32,7 +32,7 @@ def roots():
     private = "shiv-{0}".format(os.geteuid())
     chosen = os.environ.get("SHIV_ROOT")
     if chosen:
-        chosen = os.path.abspath(os.path.expanduser(chosen))
+        chosen = os.path.expanduser(chosen)
         return [chosen, os.path.join(chosen, private)]
     fallback = os.path.join(os.environ.get("TMPDIR") or "/tmp", private)  # noqa: S108
     # Without HOME this asks the password file, which may not know the user of a container.
@@ -141,7 +141,7 @@ def unpacked(archive, name):
     sys.path.insert(0, archive)
     try:
         from unpack import unpack
-    except ImportError:
+    except Exception:  # which one depends on where it is
         fail("{0} is damaged: copy it here again".format(archive))
     for root in places:
         if root not in problems:
@@ -187,7 +187,7 @@ def main():
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull if os.access(os.devnull, os.R_OK) else "/", os.O_RDONLY)
     from _frozen_importlib_external import MAGIC_NUMBER
     from marshal import loads
 

@@ -32,6 +32,7 @@ FIRST = re.compile(
     r"|google\.protobuf\.internal\.(api_implementation|builder|enum_type_wrapper|python_edition_defaults)$"
 )
 CHUNK_BYTES = 1 << 18
+START_BYTES = 1 << 14  # start.py ends before
 
 
 class Damaged(ImportError):
@@ -58,11 +59,11 @@ def unpack(
         folder = opened(root)
         try:
             remove_old(root, build)
-            core = machine_code_files(archive)[PROTOBUF_CORE]
+            core = machine_code_files(archive, build)[PROTOBUF_CORE]
             if core and whole(folder, core) is None:
-                write(folder, core, machine_code(archive, core))
+                write(folder, core, machine_code(archive, build, core))
             if whole(folder, tag) is None:
-                write(folder, tag, [modules_file(archive, "")])
+                write(folder, tag, [modules_file(archive, build, "")])
             sync(root)
         finally:
             os.close(folder)
@@ -105,16 +106,23 @@ def sync(path: str) -> None:
 
 
 @contextlib.contextmanager
-def packed(archive: str) -> Iterator[zipfile.ZipFile]:
-    """The archive, for reading; raises Damaged."""
+def packed(archive: str, build: str) -> Iterator[zipfile.ZipFile]:
+    """The archive, for reading; raises Damaged if it is, or if by now it is no longer this build's."""
     from lzma import LZMAError
     from tarfile import TarError
 
+    problem = ""
     try:
         with zipfile.ZipFile(archive) as file:
             yield file
-    except (zipfile.BadZipFile, zlib.error, LZMAError, TarError, EOFError) as error:
-        raise Damaged(f"{archive} is damaged ({error}): copy it here again") from None
+    except (zipfile.BadZipFile, zlib.error, LZMAError, TarError, EOFError, KeyError) as error:
+        problem = f"is damaged ({error}): copy it here again"
+    # Who puts another build here renames it, or writes from the beginning on: what was read before this is of one build.
+    with open(archive, "rb") as start:
+        if build.encode() not in start.read(START_BYTES):
+            problem = "was replaced while it started: start it again"
+    if problem:
+        raise Damaged(f"{archive} {problem}")
 
 
 def modules(names: Iterable[str]) -> dict[str, str]:
@@ -135,11 +143,11 @@ def group(module: str) -> str:
     return "" if FIRST.match(module) else module.partition(".")[0]
 
 
-def modules_file(archive: str, wanted: str) -> bytes:
+def modules_file(archive: str, build: str, wanted: str) -> bytes:
     """The content of the file with a group's modules: an index, then their code."""
     places: dict[str, tuple[int, int]] = {}
     code = io.BytesIO()
-    with packed(archive) as file:
+    with packed(archive, build) as file:
         found = modules(file.namelist())
         for module, name in found.items():
             if group(module) == wanted:
@@ -154,7 +162,7 @@ def modules_file(archive: str, wanted: str) -> bytes:
                 module: (group(module), not name or name.endswith("/__init__.py"))
                 for module, name in found.items()
             }
-            index |= {"known": known, "machine code": dict(machine_code_files(archive))}
+            index |= {"known": known, "machine code": dict(machine_code_files(archive, build))}
             first = sized(marshal.dumps(compile(file.read("packed.py"), "packed.py", "exec", 0, True, 2)))
     return first + sized(marshal.dumps(index)) + code.getvalue()
 
@@ -163,9 +171,9 @@ def sized(content: bytes) -> bytes:
     return len(content).to_bytes(4, "little") + content
 
 
-def machine_code_files(archive: str) -> dict[str, str]:
+def machine_code_files(archive: str, build: str) -> dict[str, str]:
     """The file of machine code for each module that is such; empty where none fits this Python."""
-    with packed(archive) as file:
+    with packed(archive, build) as file:
         cores = file.read("cores.txt").decode().split()
     protobuf = (
         "_message.abi3.so"
@@ -176,9 +184,9 @@ def machine_code_files(archive: str) -> dict[str, str]:
     return {PROTOBUF_CORE: protobuf, GRPC_CORE: grpc if grpc in cores else ""}
 
 
-def machine_code(archive: str, name: str) -> Iterator[bytes]:
+def machine_code(archive: str, build: str, name: str) -> Iterator[bytes]:
     """The content of a file of machine code, in pieces: a small container has no room for the whole."""
-    with packed(archive) as file:
+    with packed(archive, build) as file:
         if not name.startswith("cygrpc"):
             yield file.read(f"{PACKED}google/_upb/{name}")
             return
@@ -219,8 +227,10 @@ def newest(folder: Path) -> float:
 def remove(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        if os.fstat(handle).st_uid == os.geteuid():
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = os.fstat(handle).st_uid == os.geteuid()
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Before the lock another start may have removed it, and its own build's made it anew.
+        if ours and os.path.samestat(os.fstat(handle), folder.lstat()):
             shutil.rmtree(folder)
     finally:
         os.close(handle)
