@@ -783,6 +783,15 @@ def test_too_little_memory_to_unpack(host: Host) -> None:
     assert f"cannot unpack into {host.cache} (out of memory)" in line
 
 
+def test_out_of_memory_is_not_taken_for_damage(host: Host) -> None:
+    """Whatever is being loaded at that moment; with less, Python itself does not start."""
+    for kib in range(5000, 9000, 500):
+        done = host.start(before=["/bin/sh", "-c", f'ulimit -d {kib}; exec "$@"', "sh"])
+
+        assert "damaged" not in done.stderr, kib
+        assert done.returncode == 1
+
+
 def test_noexec_cache(host: Host) -> None:
     host.cache.mkdir()
     line = host.refuses(before=in_namespace('mount -t tmpfs -o noexec none "$1"', host.cache))

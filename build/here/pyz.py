@@ -56,7 +56,7 @@ export LC_ALL=C
 fail() {{ echo "livenessprobe: $1" >&2; exit 1; }}
 start='import sys; f = open(sys.argv[1], "rb"); s = f.read(16384).split(b"PK\\3\\4"); s[2:] or sys.exit("livenessprobe: " + sys.argv[1] + " is damaged: copy it here again"); f.close(); exec(s[1][{start}:])'
 tried=
-case $LIVENESSPROBE_TRIED in "$$ "*) tried=${{LIVENESSPROBE_TRIED#* }} ;; esac
+case ${{LIVENESSPROBE_TRIED-}} in "$$ "*) tried=${{LIVENESSPROBE_TRIED#* }} ;; esac
 try() {{
     python=$1 line='#!'
     shift
@@ -71,7 +71,7 @@ try() {{
     [ -e "$real" ] && exec "$real" -IS -X tried="$tried${{tried:+, }}$python" -c "$start" "$0" "$@"
     tried="$tried${{tried:+, }}$python (does not start)"
 }}
-if [ "$LIVENESSPROBE_PYTHON" ]; then
+if [ "${{LIVENESSPROBE_PYTHON-}}" ]; then
     python=$(command -v "$LIVENESSPROBE_PYTHON") || fail "LIVENESSPROBE_PYTHON=$LIVENESSPROBE_PYTHON: there is no such program"
     exec "$python" -IS -c "$start" "$0" "$@"
 fi

@@ -141,7 +141,9 @@ def unpacked(archive, name):
     sys.path.insert(0, archive)
     try:
         from unpack import unpack
-    except Exception:  # which one depends on where it is
+    except MemoryError:
+        raise
+    except Exception:  # which one depends on where it is damaged
         fail("{0} is damaged: copy it here again".format(archive))
     for root in places:
         if root not in problems:
@@ -200,4 +202,7 @@ def main():
     packed["run"](archive, folder, path, tag, file, 4 + size, whole)
 
 
-main()
+try:
+    main()
+except MemoryError:
+    fail("out of memory")
