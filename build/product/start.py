@@ -124,6 +124,18 @@ def found(root, name):
     return folder, file, os.path.join(root, BUILD)
 
 
+def unpacker(archive):
+    """What unpacks, from the archive."""
+    sys.path.insert(0, archive)
+    try:
+        from unpack import unpack
+    except MemoryError:
+        raise
+    except Exception:  # which one depends on where it is damaged
+        return fail("{0} is damaged: copy it here again".format(archive))
+    return unpack
+
+
 def unpacked(archive, name):
     """What `found` finds in the best place; made where there is none."""
     problems = {}
@@ -138,13 +150,7 @@ def unpacked(archive, name):
         else:
             if place:
                 return place
-    sys.path.insert(0, archive)
-    try:
-        from unpack import unpack
-    except MemoryError:
-        raise
-    except Exception:  # which one depends on where it is damaged
-        fail("{0} is damaged: copy it here again".format(archive))
+    unpack = unpacker(archive)
     for root in places:
         if root not in problems:
             try:
