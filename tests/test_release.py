@@ -188,6 +188,41 @@ def test_runs_from_an_environment_of_its_own(
     assert (check.returncode, check.stdout) == (0, "ok\n"), check
 
 
+@pytest.fixture(scope="session")
+def wheels(distributions: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with our wheel and all that it takes to install it, and a pip."""
+    folder = tmp_path_factory.mktemp("wheels")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, f"--dest={folder}", str(distributions[0]), "pip"], check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "tool", ["pipx run --spec WHEEL", "pipx install WHEEL", "uvx --from WHEEL", "uv tool install WHEEL"]
+)
+def test_runs_as_an_application_of_pipx_and_uv(
+    tool: str, distributions: list[Path], wheels: Path, folder: Path, driver: FakeDriver
+) -> None:
+    """From what was fetched before, and without a trace outside the folder."""
+    places = ("PIPX_HOME", "PIPX_BIN_DIR", "PIPX_MAN_DIR", "UV_CACHE_DIR", "UV_TOOL_DIR", "UV_TOOL_BIN_DIR")
+    env = os.environ | {name: str(folder / name) for name in places}
+    env |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1"}
+    env |= {"UV_FIND_LINKS": str(wheels), "UV_OFFLINE": "1", "UV_PYTHON": sys.executable}
+    first, *rest = tool.replace("WHEEL", str(distributions[0])).split()
+    command = [str(Path(sys.executable).with_name(first)), *rest]
+    if "install" in rest:
+        subprocess.run(command, check=True, env=env, capture_output=True)
+        command = [f"{env['PIPX_BIN_DIR' if first == 'pipx' else 'UV_TOOL_BIN_DIR']}/livenessprobe"]
+    else:
+        command.append("livenessprobe")
+
+    shown = program.run_once(["--version"], command=command, env=env)
+    check = program.run_once([f"--csi-address={driver.target}", "--once"], command=command, env=env)
+
+    assert shown.stdout.startswith(f"livenessprobe {__version__} (Python "), shown
+    assert (check.returncode, check.stdout) == (0, "ok\n"), check
+
+
 def test_check_of_manifests_is_listed_and_runs(folder: Path) -> None:
     file = release.pack_checker(folder)
     document = json.loads(file.with_name(f"{file.name}.spdx.json").read_text())
