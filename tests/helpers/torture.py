@@ -42,12 +42,16 @@ _KLOG = re.compile(
 )
 
 
+def under_torture() -> bool:
+    """Whether these are the tests of a round."""
+    return VARIABLE in os.environ
+
+
 def effort(examples: int) -> settings:
     """The same examples in every test run; under `make torture` twice as many, and new ones each time."""
-    torture = VARIABLE in os.environ
     return settings(
-        max_examples=examples * 2 if torture else examples,
-        derandomize=not torture,
+        max_examples=examples * 2 if under_torture() else examples,
+        derandomize=not under_torture(),
         # A slow machine is no failure.
         deadline=None,
         suppress_health_check=list(HealthCheck),
