@@ -12,7 +12,7 @@ from livenessprobe import address, goflags
 from livenessprobe.goflags import Flag, boolean, duration, string, unsigned
 from livenessprobe.quoting import quote
 
-# Deadlines are moments: a moment after the year 2262 overflows grpc's clock, and each check would end at once.
+# An attempt's deadline is a moment: one after the year 2262 overflows grpc's clock, and each check would end at once.
 _FOREVER = 100 * 365 * 86400.0  # seconds
 _HEALTH_PATHS = ("/healthz", "/livez", "/readyz")
 _STATUS_PATHS = ("/statusz", "/flagz")
@@ -210,7 +210,7 @@ def decide(given: Given) -> Config:
     return Config(
         csi_address=csi_address,
         socket_path=socket_path,
-        connection_timeout=min(values["connection-timeout"], _FOREVER),
+        connection_timeout=values["connection-timeout"],
         probe_timeout=min(values["probe-timeout"], _FOREVER),
         health=health,
         metrics=metrics,

@@ -95,8 +95,7 @@ class Frames:
     def add(self, data: bytes) -> None:
         """Take bytes from the peer."""
         self.bytes += len(data)
-        if len(self.first) < _HEADER.size:
-            self.first += data[: _HEADER.size - len(self.first)]
+        self.first += data[: _HEADER.size - len(self.first)]
         self._buffer += data
 
     def next(self) -> Frame | None:

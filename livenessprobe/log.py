@@ -134,7 +134,7 @@ class JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line without its end."""
         line: dict[str, object] = {
-            "ts": round(record.created * 1e3, 4),
+            "ts": record.created * 1e3,
             "caller": f"livenessprobe/{record.filename}:{record.lineno}",
             "msg": cut(record.msg),
         }

@@ -119,7 +119,7 @@ class Server:
         try:
             alarms = [next(iter(group)).deadline for group in (self._reading, self._leaving) if group]
             alarms += [at for at in (self._accept_at, deadline) if at is not None]
-            timeout = max(0.0, min(alarms) - self._clock()) if alarms else None
+            timeout = min(alarms) - self._clock() if alarms else None
             self._asleep = True
             for key, _ in self._selector.select(0.0 if self._replies else timeout):
                 handle, served = key.data
