@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import html
-import json
 import os
 import re
 import shlex
@@ -28,7 +27,7 @@ from livenessprobe import __version__, config
 from livenessprobe.config import Exit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from conftest import ProbeFactory
 
@@ -46,8 +45,11 @@ KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
 TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
-# Where the log's messages come from: a logger's methods and, for one that overtakes others, a record.
-LOGGED_AT_0 = {"debug", "info", "warning", "error", "exception", "critical", "fatal"}
+# Where the log's messages come from: a logger's methods, with their letters where we use them, and, for one that
+# overtakes others, a record.
+LOGGED_AT_0 = {"info": "I", "warning": "W", "error": "E", "critical": "F"} | dict.fromkeys(
+    ("debug", "exception", "fatal"), "none"
+)
 MESSAGE_OF_RECORD = 4
 
 
@@ -243,7 +245,7 @@ def test_metrics_are_those_of_the_program(driver: FakeDriver, probe: program.Pro
 # ---- the log
 
 
-def _literals(attributes: set[str], position: int) -> Iterator[tuple[str, ast.expr]]:
+def _literals(attributes: Collection[str], position: int) -> Iterator[tuple[str, ast.expr]]:
     """The file, and the argument at this position, of each call in the package to a method with one of these names."""
     # In a module that does not log, such a method belongs to something else, such as a metric.
     for path in sorted(path for path in PACKAGE.glob("*.py") if "import logging" in path.read_text()):
@@ -254,7 +256,7 @@ def _literals(attributes: set[str], position: int) -> Iterator[tuple[str, ast.ex
                 yield path.name, node.args[position]
 
 
-def _messages(attributes: set[str], position: int) -> set[str]:
+def _messages(attributes: Collection[str], position: int) -> set[str]:
     return {
         argument.value
         for _, argument in _literals(attributes, position)
@@ -272,17 +274,17 @@ def _explained() -> list[tuple[str, str]]:
 def test_messages_of_the_log_are_explained(probe_factory: ProbeFactory, socket_path: Path) -> None:
     # The warnings about flags are data in the sources, so ask the program for them.
     old = [f"--{flag.name}=1" for flag in config.FLAGS if flag.usage.startswith("Of older releases")]
-    flags = ["--http-endpoint=127.0.0.1:0", "--health-port=9808", f"--csi-address={socket_path}", *old]
-    probe = probe_factory(*flags, "--logging-format=json")
-    warnings = {json.loads(line)["msg"] for line in probe.log_lines} - {"Serving"}
-    assert len(warnings) == 2
-    lonely = probe_factory(
-        "--health-port=0", f"--csi-address={socket_path}", "--metrics-path=/", "--logging-format=json"
-    )
-    warnings.add(json.loads(lonely.log_lines[0])["msg"])
+    address = f"--csi-address={socket_path}"
+    lines = [
+        *probe_factory("--http-endpoint=127.0.0.1:0", "--health-port=9808", address, *old).log_lines,
+        *probe_factory("--health-port=0", address, "--metrics-path=/").log_lines,
+    ]
+    warnings = {(line[0], line.split('"')[1]) for line in lines} - {("I", "Serving")}
+    assert len(warnings) == 3
 
-    explained = [message for message, from_level in _explained() if not from_level.startswith("-v")]
-    written = _messages(LOGGED_AT_0, 0) | _messages({"LogRecord"}, MESSAGE_OF_RECORD) | warnings
+    explained = [(severity, text) for text, severity in _explained() if not severity.startswith("-v")]
+    written = {(letter, text) for name, letter in LOGGED_AT_0.items() for text in _messages({name}, 0)}
+    written |= {("W", text) for text in _messages({"LogRecord"}, MESSAGE_OF_RECORD)} | warnings
 
     assert sorted(explained) == sorted(written)
 

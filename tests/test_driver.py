@@ -231,6 +231,21 @@ def test_level_5_shows_call_and_reply(caplog: pytest.LogCaptureFixture) -> None:
     assert 0 <= replied.args["seconds"] < 1
 
 
+def test_seconds_are_shown_to_the_microsecond(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO - 5, "livenessprobe.driver")
+    calls = Calls(*[ok(b"")] * 50)
+    for _ in range(50):
+        calls.driver().attempt(soon())
+
+    shown = [
+        line.args["seconds"]
+        for line in caplog.records
+        if isinstance(line.args, dict) and "seconds" in line.args
+    ]
+    assert len(shown) == 50
+    assert all(isinstance(seconds, float) and seconds == round(seconds, 6) for seconds in shown)
+
+
 # ---- with real drivers, by both ways to call
 
 

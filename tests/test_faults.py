@@ -153,8 +153,9 @@ def test_a_clock_that_is_stepped_changes_no_check_and_no_wait(
         probe.wait_for_log('"Learnt the CSI driver\'s name" driver="late.csi.k8s.io"', timeout=60)
     driver.set("unset")
     assert probe.get().status == 200
-    for lasted in re.findall(r'lasted="([\d.]+)s"', "\n".join(probe.log_lines)):
-        assert float(lasted) < 600
+    lasted = re.findall(r'lasted="([\d.]+)s"', "\n".join(probe.log_lines))
+    assert lasted
+    assert max(map(float, lasted)) < 600
     begin = time.monotonic()
     assert probe.stop() == 0
     assert time.monotonic() - begin < 5

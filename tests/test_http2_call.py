@@ -5,10 +5,12 @@ from __future__ import annotations
 import peers
 import pytest
 import verdicts
+from hpack import Decoder
 from verdicts import CASES, HELLO, in_memory
 
+from livenessprobe import __version__
 from livenessprobe.http2_call import Http2Call, request_head
-from livenessprobe.rpc import Reply
+from livenessprobe.rpc import Reply, Unreachable
 
 METHOD = "/csi.v1.Identity/Probe"
 
@@ -39,6 +41,45 @@ def test_what_is_said_of_an_answer_is_said_word_for_word() -> None:
         "the peer ended its answer without trailers",
         "the reply has no message",
     } <= said
+
+
+def test_what_is_said_of_broken_http2_is_said_word_for_word() -> None:
+    said = {
+        outcome.message.removeprefix("the peer broke HTTP/2: ").partition(", after GOAWAY")[0]
+        for case in CASES.values()
+        if isinstance(outcome := in_memory(case, METHOD), Reply)
+        if outcome.message.startswith("the peer broke HTTP/2: ")
+    }
+
+    assert said == {
+        "a GOAWAY for a stream that cannot be ours",
+        "a GOAWAY that takes back an earlier one",
+        "a WINDOW_UPDATE of nothing",
+        "a frame of more than 16 KiB",
+        "a frame on no stream",
+        "a frame too short for its padding",
+        "a frame too short for its priority",
+        "a header block that was not continued, or never begun",
+        "a malformed GOAWAY",
+        "a malformed PING",
+        "a malformed RST_STREAM",
+        "a malformed SETTINGS",
+        "a malformed WINDOW_UPDATE",
+        "a window of 2 GiB",
+        "header fields that cannot be decoded",
+        "more padding than frame",
+        "more than two new sizes of the table of header fields",
+    }
+
+
+def test_trying_again_makes_sense_where_the_peer_says_nothing_but_not_where_it_says_something_else() -> None:
+    silent, other = (in_memory(CASES[name], METHOD) for name in ("closed before a word", "HTTP/1.1"))
+
+    assert isinstance(silent, Unreachable)
+    assert (silent.reason, silent.hint, silent.may_heal) == ("closed by the peer", "", True)
+    assert isinstance(other, Unreachable)
+    assert (other.reason, other.may_heal) == ("the peer does not speak HTTP/2", False)
+    assert other.hint == " (it began with b'HTTP/1.1 ')"
 
 
 def test_a_reset_at_the_deadline_is_the_deadline() -> None:
@@ -82,7 +123,45 @@ def call_with(request: bytes = b"", *, said: bytes = b"") -> Http2Call:
     return call
 
 
+def test_the_first_words_are_the_whole_call() -> None:
+    head = request_head(METHOD)
+    assert call_with(b"request").to_send == (
+        peers.PREFACE
+        + verdicts.settings((2, 0))
+        + peers.frame(1, head + verdicts.field(b"grpc-timeout", b"1000000u"), 4, 1)
+        + peers.frame(0, b"\0\0\0\0\7request", 1, 1)
+    )
+    assert list(Decoder().decode(head, raw=True)) == [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", METHOD.encode()),
+        (b":authority", b"localhost"),
+        (b"content-type", b"application/grpc"),
+        (b"user-agent", f"livenessprobe/{__version__}".encode()),
+        (b"te", b"trailers"),
+    ]
+
+
+def test_a_goaway_for_later_calls_may_come_again_and_leave_fewer_of_them() -> None:
+    call = call_with(said=HELLO)
+    for last in (2**31 + 9, 9, 3, 1):  # the first bit is reserved, and means nothing
+        assert call.receive(verdicts.goaway(last)) is None
+
+    assert call.receive(verdicts.ANSWER) == Reply("OK", "", verdicts.REPLY)
+
+
+def test_a_kib_of_what_a_goaway_says_is_shown() -> None:
+    call = call_with(said=HELLO + verdicts.goaway(1, 0, b"\xff" + b"x" * 1022 + b"yz"))
+
+    assert call.ended("closed") == Reply(
+        "Unavailable",
+        f"the connection ended before the answer did, after GOAWAY: NO_ERROR, \udcff{'x' * 1022}y",
+        None,
+    )
+
+
 def test_what_asks_for_nothing_gets_nothing() -> None:
+    assert call_with(said=peers.SETTINGS).to_send == peers.SETTINGS_ACK
     assert (
         call_with(said=peers.SETTINGS_ACK + peers.frame(6, b"answered", 1) + verdicts.goaway(1)).to_send
         == b""
@@ -147,3 +226,12 @@ def test_windows_are_opened_again_by_as_much_as_came() -> None:
     # 5 bytes, and 82 times 99 and 100 and one that counts them.
     opened = 5 + 82 * 200
     assert call.to_send == verdicts.window(opened) + verdicts.window(opened, 1)
+
+
+def test_windows_are_opened_again_once_a_quarter_has_come() -> None:
+    call = call_with(said=HELLO + verdicts.BEGIN)
+    call.to_send.clear()
+    assert call.receive(verdicts.data(b"\0\0\1\0\0" + bytes(65_535 // 4 - 5))) is None
+    assert not call.to_send
+    assert call.receive(verdicts.data(b"x")) is None
+    assert call.to_send == verdicts.window(16_384) + verdicts.window(16_384, 1)

@@ -337,6 +337,21 @@ def test_what_the_system_denies_is_no_defect() -> None:
     assert '"Unexpected error, please report it" err="None"' in defect
 
 
+LAST_LINES = """
+import logging, os
+from livenessprobe import log
+log.setup(0, [], False)
+for n in range(200):
+    logging.getLogger("livenessprobe.some").info("Line", {"n": n})
+log.flush()
+os._exit(0)
+"""
+
+
+def test_the_last_lines_are_given_a_moment() -> None:
+    assert [line.partition("] ")[2] for line in said(LAST_LINES, "")] == [f'"Line" n={n}' for n in range(200)]
+
+
 # ---- if a line cannot be written
 
 

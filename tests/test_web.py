@@ -332,7 +332,7 @@ def test_the_oldest_half_open_connection_is_evicted(sent: bytes) -> None:
         clients += [running.connect(sent) for _ in range(5)]
         assert running.get() == 200
         assert _ended(clients) == clients[:6]
-        assert [read_all(client) for client in clients[:6]] == [b""] * 6
+        assert [client.recv(1) for client in clients[:6]] == [b""] * 6  # ended, and not reset
         # The others can go on.
         clients[-1].sendall(GET if not sent.strip() else b"x\r\n\r\n")
         assert read_answer(read_all(clients[-1])).status == 200
@@ -366,6 +366,26 @@ def test_heads_together_have_a_limit() -> None:
         for client in (clients[2], clients[-1]):
             client.sendall(b"\r\n\r\n")
             assert read_answer(read_all(client)).status == 200
+
+
+def test_heads_together_may_have_2_mib() -> None:
+    head = b"GET /healthz HTTP/1.0\r\nA: "
+    head += b"a" * (LONGEST_HEAD - len(head))
+    with serving({"/healthz": ok}, clock=Clock()) as running:
+        clients = [running.connect(head) for _ in range(128)]
+        end = time.monotonic() + PATIENCE
+        while running.server._head_bytes < 2 * 1024 * 1024:  # until all is read; nothing outside tells of it
+            assert time.monotonic() < end
+        assert running.get() == 200
+        assert not _ended(clients)
+        running.connect(b"G")
+        assert running.get() == 200
+        assert _ended(clients) == clients[:1]
+
+
+def test_the_limits_are_those_that_the_documentation_names() -> None:
+    assert (web.HEAD_SECONDS, web.MOST_CONNECTIONS, LONGEST_HEAD) == (5, 2048, 16 * 1024)
+    assert (web.MOST_HEAD_BYTES, web.MOST_UNDELIVERED_BYTES) == (2 * 1024 * 1024, 1024 * 1024)
 
 
 def test_those_who_wait_for_an_answer_keep_their_place() -> None:
@@ -528,6 +548,99 @@ def test_those_who_left_while_they_waited_give_way(leave: Callable[[socket.socke
         assert read_answer(read_all(staying)).body == b"at last"
 
 
+def test_heads_may_take_5_seconds_and_clients_2_to_leave() -> None:
+    clock = Clock()
+    with serving({"/healthz": ok}, clock=clock) as running:
+        half_open = running.connect(b"GET /healthz HTTP/1.0\r\n")
+        leaving = running.connect(b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
+        assert read_answer(read_all(leaving)).status == 404
+        for clock.now, leaves, ends in (
+            (1.99, False, False),
+            (2.0, True, False),
+            (4.99, True, False),
+            (5.0, True, True),
+        ):
+            assert running.get() == 200  # by now the others have had their turn
+            assert running.get() == 200
+            assert (not _may_send(leaving), bool(_ended([half_open]))) == (leaves, ends)
+
+
+def test_at_least_8_connections_are_served_however_few_there_may_be() -> None:
+    with serving({"/healthz": ok}, most=1, clock=Clock()) as running:
+        clients = [running.connect() for _ in range(7)]
+        assert running.get() == 200
+        assert not _ended(clients)
+        clients.append(running.connect())
+        assert running.get() == 200
+        assert _ended(clients) == clients[:1]
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1])
+def test_descriptors_are_left_for_the_rest_of_the_program(beyond: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = hard - 48
+    try:
+        with serving({"/healthz": ok}, most=most + beyond) as running:
+            assert running.server._most == min(most, most + beyond)
+            assert running.get() == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_room_it_looks_for_some_after_a_tenth_of_a_second() -> None:
+    replies: list[Reply] = []
+    asked = threading.Semaphore(0)
+
+    def later(reply: Reply) -> None:
+        replies.append(reply)
+        asked.release()
+
+    clock = Clock()
+    with serving({"/healthz": ok, "/later": later}, most=8, clock=clock) as running:
+        waiting = [running.connect(b"GET /later HTTP/1.0\r\n\r\n") for _ in range(8)]
+        for _ in waiting:
+            assert asked.acquire(timeout=PATIENCE)
+        late = running.connect(GET)
+        end = time.monotonic() + PATIENCE
+        while running.server._accepting:  # nothing outside tells of it
+            assert time.monotonic() < end
+        for reply in replies:
+            ok(reply)
+        for client in waiting:
+            assert read_answer(read_all(client)).body == b"ok"
+        clock.now = 0.09
+        assert not select.select([late], [], [], 0.3)[0]
+        clock.now = 0.1
+        assert read_answer(read_all(late)).body == b"ok"
+
+
+def test_what_is_answered_between_two_turns_does_not_wait_for_an_event() -> None:
+    """As where the server's own thread also checks."""
+    replies: list[Reply] = []
+
+    def answer_all() -> None:
+        while replies:
+            ok(replies.pop())
+
+    listener = Listener("127.0.0.1", 0, {"/later": replies.append})
+    server = Server(listener)
+    thread = threading.Thread(target=server.run, args=(answer_all,), daemon=True)
+    thread.start()
+
+    def seconds() -> float:
+        begin = time.monotonic()
+        with socket.create_connection(("127.0.0.1", listener.server_address[1]), PATIENCE) as client:
+            client.sendall(b"GET /later HTTP/1.0\r\n\r\n")
+            assert read_answer(read_all(client)).body == b"ok"
+        return time.monotonic() - begin
+
+    assert program.best_of(5, seconds, 0.5) < 0.5
+    server.stop()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    server.close()
+
+
 def test_slow_heads_are_given_up(healthy: Serving) -> None:
     begin = time.monotonic()
     slow = [healthy.connect(sent) for sent in (b"", b"GET /healthz HTTP/1.1\r\n", b"\r\n", b"a" * 1000)]
@@ -675,12 +788,13 @@ def test_that_there_are_no_descriptors_is_told_once_a_minute(errors: list[tuple[
             client.settimeout(PATIENCE)
             client.connect(("127.0.0.1", running.ports[0]))
             client.sendall(GET)
-            for now, told in ((0.0, 1), (59.9, 1), (60.0, 1), (61.0, 2), (120.0, 2)):
+            for now, told, until in ((0.0, 1, 0.5), (59.9, 1, 60.4), (60.0, 1, 60.4), (61.0, 2, 61.5), (120.0, 2, 120.5)):  # fmt: skip
                 clock.now = now
                 end = time.monotonic() + PATIENCE
                 # When it tries again, which shows in nothing else; it pauses before it says why.
                 while (running.server._accept_at or 0.0) <= now or len(errors) < told:
                     assert time.monotonic() < end
+                assert running.server._accept_at == until
                 assert len(errors) == told
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -701,7 +815,30 @@ def test_a_low_soft_limit_of_descriptors_is_raised() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.parametrize("sent", range(9))
+def test_what_was_not_sent_of_an_answer_is_its_end(sent: int) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = Connection(ours, {}, 0.0)
+        connection.answer = (b"head", b"body")
+        connection.sent = sent
+        assert b"".join(connection.unsent()) == b"headbody"[sent:]
+
+
 # ---- listening
+
+
+def test_the_kernel_keeps_little_for_a_connection_and_not_for_long() -> None:
+    with (
+        Listener("127.0.0.1", 0, {}) as listener,
+        socket.create_connection(listener.server_address[:2]),  # type: ignore[arg-type]
+    ):
+        listener.socket.setblocking(True)
+        with listener.socket.accept()[0] as client:
+            # The kernel doubles what it is asked for.
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 128 * 1024
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 2304
+            assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
 
 
 def reachable(listener: Listener) -> dict[str, bool]:

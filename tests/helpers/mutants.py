@@ -1,7 +1,8 @@
 """Changes the program in one place after another, and tells which changes no test notices: `make mutants`.
 
-Each module has tests that need no process of the program (TESTS). They run once with coverage, so that a mutant meets
-only the tests that reach its line, the quick ones first. Each mutant is written into a copy of the tree, and tested in a
+Each module has tests that need no process of the program, or hardly any (TESTS). They run once with coverage, so that a
+mutant meets only the tests that reach its line (or, if none does, those that start a process of the program, which may
+reach it there), the quick ones first. Each mutant is written into a copy of the tree, and tested in a
 fork of this process, which has loaded what tests need; nothing is ever changed in place.
 
 A mutant is dead if a test fails, or if it makes a loop without end. One that makes the tests wait without end is alive: a
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.txt")
-# Each module's tests that need no process of the program: files, and which of their tests (-k).
+# The files with the tests of each module.
 TESTS = {
     "address": "test_config",
     "checks": "test_checks",
@@ -63,7 +64,7 @@ TESTS = {
     "health": "test_health",
     "history": "test_history",
     "http2_call": "test_http2_call",
-    "http2_frames": "test_http2_call",
+    "http2_frames": "test_http2_frames test_http2_call",
     "limits": "test_limits",
     "listening": "test_web",
     "log": "test_log",
@@ -111,6 +112,8 @@ class Reach(NamedTuple):
     seconds: Mapping[str, float]
     tests: Mapping[tuple[str, int], set[str]]
     """The tests, by module and line; the empty name is what runs at import."""
+    starting: set[str]
+    """Tests that start a process with the program, or a part of it."""
     useless: set[str]
     """Tests that are skipped, or fail on the unchanged module."""
 
@@ -122,12 +125,20 @@ class _Watch:
         self._result = result
         self._seconds: dict[str, float] = defaultdict(float)
         self._failed: set[str] = set()
+        self._starting: set[str] = set()
+        self._test = ""
 
     def pytest_configure(self) -> None:
+        sys.addaudithook(self._hear)
         self._coverage = coverage.Coverage(data_file=None, config_file=False, source_pkgs=["livenessprobe"])
         self._coverage.start()
 
+    def _hear(self, event: str, arguments: tuple[object, ...]) -> None:
+        if event == "subprocess.Popen" and "livenessprobe" in str(arguments[1]):
+            self._starting.add(self._test)
+
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._test = nodeid
         self._coverage.switch_context(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -147,6 +158,7 @@ class _Watch:
                 Reach(
                     {name: took for name, took in self._seconds.items() if name not in self._failed},
                     tests,
+                    self._starting,
                     self._failed,
                 )
             )
@@ -254,10 +266,10 @@ def judge(module: str, source: str, tests: Sequence[str], seconds: float) -> str
 
 
 def tests_of(module: str, line: int, reached: Mapping[str, Reach]) -> dict[str, float]:
-    """Choose the tests that reach a line, quick ones first, with the time each takes."""
+    """Choose the tests that reach a line, or may, quick ones first, with the time each takes."""
     chosen: dict[str, float] = {}
     for file in TESTS[module].split():
-        names = reached[file].tests.get((module, line), set())
+        names = reached[file].tests.get((module, line)) or reached[file].starting
         # All tests reach what runs at import.
         chosen |= {name: took for name, took in reached[file].seconds.items() if name in names or "" in names}
     return dict(sorted(chosen.items(), key=lambda test: test[1]))
