@@ -90,7 +90,8 @@ class Frames:
         self._buffer = bytearray()
         self._begun: Frame | None = None
         """HEADERS whose block goes on."""
-        self._block = bytearray()
+        self._block: bytearray
+        """What has come of it."""
 
     def add(self, data: bytes) -> None:
         """Take bytes from the peer."""

@@ -86,7 +86,9 @@ def test_flags_are_written_as_go_does() -> None:
         "vmodule": "driver.py=5,,web=4",
         "log_dir": "/x",
         "log_file_max_size": "07",
+        "logging-format": "json",
         "one_output": "1",
+        "stderrthreshold": "Warning",
     }
     shown = dict(parse([f"--{name}={value}" for name, value in given.items()]).flags)
 
@@ -372,9 +374,9 @@ def test_bad_values(argument: str, value: str, reason: str) -> None:
 
 
 def test_a_metrics_path() -> None:
-    parsed = parse([HTTP, "--metrics-path=/m"])
+    parsed = parse([HTTP, "--metrics-path=/X/m-2"])
 
-    assert (parsed.metrics_path, parsed.warnings) == ("/m", ())
+    assert (parsed.metrics_path, parsed.warnings) == ("/X/m-2", ())
 
 
 def test_the_shortest_probe_timeout() -> None:
@@ -447,13 +449,13 @@ def test_without_status_pages_their_paths_are_free() -> None:
         ("--vmodule=driver=-1", "syntax error"),
         ("--vmodule==5", "syntax error"),
         ("--once=maybe", "true or false"),
-        ("--log-json-info-buffer-size=x", "quantity"),
+        ("--log-json-info-buffer-size=x", "not a quantity: write a number of bytes, as in 512, 4Ki, 1M$"),
         ("--log-text-info-buffer-size=-1", "quantity"),
         ("--log-text-info-buffer-size=1KB", "quantity"),
         ("--log-text-info-buffer-size=", "quantity"),
         ("--log-json-split-stream=x", "true or false"),
         ("--automaxprocs=x", "true or false"),
-        ("--stderrthreshold=LOUD", "severity"),
+        ("--stderrthreshold=LOUD", "not a severity: write INFO, WARNING, ERROR, FATAL or 0 to 3$"),
         ("--stderrthreshold=4", "severity"),
         ("--log_file_max_size=x", "whole number"),
         ("--feature-gates=x=true", "not defined: -feature-gates"),

@@ -197,6 +197,14 @@ def test_after_an_outage_another_driver_may_be_there(outage: Reply | Unreachable
         assert driver.identity() == during
 
 
+def test_an_outage_may_come_before_the_first_answer() -> None:
+    """It may have told its name by then."""
+    driver = Calls(Unreachable("gone")).driver()
+    before = driver.identity()
+    driver.attempt(soon())
+    assert driver.identity() != before
+
+
 def test_at_another_socket_another_driver_may_be_there(socket_path: Path) -> None:
     driver = Calls().driver(socket_path)
     seen = [driver.identity()]

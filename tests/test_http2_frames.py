@@ -37,6 +37,14 @@ def test_a_frame_is_read_as_soon_as_its_last_byte_is_there() -> None:
         assert read(frames, said[-1:]) == [expected]
 
 
+def test_the_first_nine_bytes_are_kept_however_they_come() -> None:
+    frames = Frames()
+    for piece in (b"HTTP/", b"1.1 400 Bad Request", b"\r\n"):
+        frames.add(piece)
+
+    assert frames.first == b"HTTP/1.1 "
+
+
 def test_a_priority_may_be_all_of_a_frame() -> None:
     said = peers.frame(1, bytes(5), 0x20, 1) + peers.frame(9, b"block", 4, 1)
 
@@ -140,6 +148,8 @@ PIECES = [
     indexed(b"\x41", b"localhost"),
     with_first(0x40, b"x-new", b"1" * 126),
     b"\xbe",
+    indexed(b"\x4f", b"gzip"),
+    indexed(b"\x50", b"br"),
     indexed(b"\x7f\x00", b"2" * 127),
     indexed(b"\x04", b"/"),
     indexed(b"\x0e", b"200"),

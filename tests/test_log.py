@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -21,13 +22,14 @@ import program
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_writer import read_until
 
 from livenessprobe.log import Handler, JSONFormatter, KlogFormatter
 from livenessprobe.quoting import cut, quote
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import ProbeFactory
@@ -253,13 +255,13 @@ def shown(verbosity: int, vmodule: dict[str, int], *, json_lines: bool = False) 
     return said(SHOW, json.dumps([verbosity, list(vmodule.items()), json_lines]))
 
 
-def said(script: str, argument: str) -> list[str]:
+def said(script: str, argument: str, folder: Path = program.ROOT) -> list[str]:
     """The lines on standard error."""
     done = subprocess.run(
         [sys.executable, "-W", "always", "-c", script, argument],
         check=True,
         capture_output=True,
-        cwd=program.ROOT,
+        cwd=folder,
         text=True,
     )
     assert not done.stdout
@@ -337,6 +339,16 @@ def test_what_the_system_denies_is_no_defect() -> None:
     assert '"Unexpected error, please report it" err="None"' in defect
 
 
+def test_a_defect_is_told_without_what_explains_it_too(folder: Path) -> None:
+    """That may be what is damaged."""
+    left_out = shutil.ignore_patterns("__pycache__", "limits.py")
+    shutil.copytree(program.ROOT / "livenessprobe", folder / "livenessprobe", ignore=left_out)
+    script = "from livenessprobe import log\nlog.setup(0, [], False)\nlog.report(MemoryError())"
+
+    (line,) = said(script, "", folder)
+    assert line.endswith('] "Unexpected error, please report it" err="MemoryError()"')
+
+
 LAST_LINES = """
 import logging, os
 from livenessprobe import log
@@ -359,10 +371,10 @@ def test_the_last_lines_are_given_a_moment() -> None:
 def test_lost_lines_are_told_in_a_line_of_the_log(formatter: logging.Formatter) -> None:
     reader, descriptor = os.pipe()
     fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, resource.getpagesize())
-    with open(reader, encoding="utf-8") as stream, closing(Handler(formatter, descriptor)) as handler:
+    with open(reader, encoding="utf-8"), closing(Handler(formatter, descriptor)) as handler:
         for n in range(3000):
             handler.handle(record("Event", {"n": n}))
-        *kept, told = up_to(stream, "lost")
+        *kept, told = read_until(reader, ".* lost.*")
         os.close(descriptor)
 
     assert [line.rpartition("Event")[2] for line in kept] == [
@@ -374,14 +386,6 @@ def test_lost_lines_are_told_in_a_line_of_the_log(formatter: logging.Formatter) 
         assert re.match(r"W.* log\.py:[1-9]\d*\] ", told)
     else:
         assert re.match(r'\{"ts":[\d.]+,"caller":"livenessprobe/log\.py:[1-9]\d*","msg"', told)
-
-
-def up_to(lines: Iterable[str], word: str) -> Iterator[str]:
-    """All lines up to the first that has this word."""
-    for line in lines:
-        yield line.rstrip("\n")
-        if word in line:
-            return
 
 
 # ---- a driver's text that differs each time
