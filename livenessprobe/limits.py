@@ -11,15 +11,15 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 _ROOMLESS = (errno.ENOMEM, errno.ENOBUFS)
 
 
-def denial(error: BaseException | None) -> str:
+def denial(error: BaseException | None, root: str = "/") -> str:
     """Say which limit or profile an error comes from; empty if it comes from none."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _ROOMLESS):
-        return f"out of memory; seen from here: {', '.join(of_memory())}"
+        return "out of memory" + _seen(of_memory(root))
     if not isinstance(error, OSError):
         return ""
     words = os.strerror(error.errno or 0).lower()
     if error.errno in _EXHAUSTED:
-        return f"{words}; seen from here: {', '.join(_soft('n', resource.RLIMIT_NOFILE))}"
+        return words + _seen(_soft("n", resource.RLIMIT_NOFILE))
     if error.errno in _DENIED:
         return f"{words}: a seccomp profile or a security module denies {_call(error)}"
     return ""
@@ -41,13 +41,17 @@ def of_threads(root: str = "/") -> list[str]:
     return seen
 
 
-def of_memory(root: str = "/") -> list[str]:
+def of_memory(root: str) -> list[str]:
     """Name the limits on memory, as far as they can be seen from where the program runs."""
     seen = []
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with suppress(OSError, MemoryError):
             seen.append(f"memory limit {_read(f'{root}sys/fs/cgroup/{name}').strip()}")
     return [*seen, *_soft("v", resource.RLIMIT_AS)]
+
+
+def _seen(limits: list[str]) -> str:
+    return f"; seen from here: {', '.join(limits)}"
 
 
 def _soft(option: str, limit: int) -> list[str]:

@@ -150,13 +150,14 @@ def test_a_goaway_for_later_calls_may_come_again_and_leave_fewer_of_them() -> No
     assert call.receive(verdicts.ANSWER) == Reply("OK", "", verdicts.REPLY)
 
 
-def test_a_kib_of_what_a_goaway_says_is_shown() -> None:
-    call = call_with(said=HELLO + verdicts.goaway(1, 0, b"\xff" + b"x" * 1022 + b"yz"))
+@pytest.mark.parametrize(
+    ("debug", "shown"), [(b"", ""), (b"\xff" + b"x" * 1022 + b"yz", f", \udcff{'x' * 1022}y")]
+)
+def test_a_kib_of_what_a_goaway_says_is_shown(debug: bytes, shown: str) -> None:
+    call = call_with(said=HELLO + verdicts.goaway(1, 0, debug))
 
     assert call.ended("closed") == Reply(
-        "Unavailable",
-        f"the connection ended before the answer did, after GOAWAY: NO_ERROR, \udcff{'x' * 1022}y",
-        None,
+        "Unavailable", f"the connection ended before the answer did, after GOAWAY: NO_ERROR{shown}", None
     )
 
 
@@ -205,12 +206,14 @@ def test_a_message_is_sent_as_far_as_the_windows_go() -> None:
 
 
 def data_in(said: bytes | bytearray) -> int:
-    """How many bytes of DATA there are."""
+    """How many bytes of DATA there are, none of them the last."""
     at, count = len(peers.PREFACE) if said.startswith(peers.PREFACE) else 0, 0
     while at < len(said):
         size = int.from_bytes(said[at : at + 3], "big")
         assert size <= 16_384
-        count += size if said[at + 3] == 0 else 0
+        if said[at + 3] == 0:
+            assert said[at + 4] == 0, "it is not the end"
+            count += size
         at += 9 + size
     return count
 
@@ -233,5 +236,7 @@ def test_windows_are_opened_again_once_a_quarter_has_come() -> None:
     call.to_send.clear()
     assert call.receive(verdicts.data(b"\0\0\1\0\0" + bytes(65_535 // 4 - 5))) is None
     assert not call.to_send
-    assert call.receive(verdicts.data(b"x")) is None
-    assert call.to_send == verdicts.window(16_384) + verdicts.window(16_384, 1)
+    for more in (b"x", bytes(16_384)):
+        assert call.receive(verdicts.data(more)) is None
+        assert call.to_send == verdicts.window(16_384) + verdicts.window(16_384, 1)
+        call.to_send.clear()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from livenessprobe import limits
+from livenessprobe import health, limits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def test_a_limit_of_memory_is_said_in_kib_as_by_a_shell() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (2**40, hard))
     try:
-        assert limits.of_memory()[-1] == "ulimit -v 1073741824"
+        assert limits.of_memory("/")[-1] == "ulimit -v 1073741824"
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
@@ -78,6 +78,17 @@ def test_an_error_is_said_with_the_limit_it_comes_from(error: Exception, said: s
     assert re.fullmatch(said, limits.denial(error))
 
 
+def test_all_limits_of_memory_are_said_where_there_is_none_left(folder: Path) -> None:
+    root = lay(folder, {"sys/fs/cgroup/memory.max": "33554432\n"})
+    said = r"out of memory; seen from here: memory limit 33554432, ulimit -v \w+"
+    assert re.fullmatch(said, limits.denial(MemoryError(), root))
+
+
+def test_the_limit_of_descriptors_is_said_as_it_is() -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert limits.denial(OSError(errno.EMFILE, "")).endswith(f": ulimit -n {soft}")
+
+
 def test_an_error_is_said_with_where_it_was_raised() -> None:
     def some_call() -> None:
         raise PermissionError(errno.EPERM, "")
@@ -85,3 +96,12 @@ def test_an_error_is_said_with_where_it_was_raised() -> None:
     with pytest.raises(PermissionError) as raised:
         some_call()
     assert limits.denial(raised.value).endswith(" denies some_call")
+
+
+def test_an_error_is_said_with_the_line_of_ours_that_made_the_call() -> None:
+    def some_call(_: float) -> health.Verdict:
+        raise PermissionError(errno.EPERM, "")
+
+    with pytest.raises(PermissionError) as raised:
+        health.check(some_call, health.one_shot(1, 1), 0.0, lambda: 0.0, lambda _: False)
+    assert re.search(r" denies some_call \(health\.py:\d+\)$", limits.denial(raised.value))

@@ -1,8 +1,11 @@
-"""Starting a thread; test_faults.py has the cases in which the system grants none, with real denials."""
+"""Starting a thread; test_faults.py has a program to which the system grants none, with real denials."""
 
 from __future__ import annotations
 
 import threading
+
+import pytest
+from test_writer import no_thread_to_be_had
 
 from livenessprobe import threads
 
@@ -18,3 +21,9 @@ def test_the_work_is_done_on_a_thread_that_does_not_keep_the_program() -> None:
     threads.start("some name", work)
     assert done.wait(10)
     assert (seen[0].name, seen[0].daemon) == ("some name", True)
+
+
+def test_where_none_is_to_be_had_it_says_which_limits_there_are() -> None:
+    seen = r"(pids limit \w+, in use \d+, )*ulimit -u \w+, ulimit -v \w+, seccomp \w+"
+    with no_thread_to_be_had(), pytest.raises(threads.Denied, match=rf"^can't .*; seen from here: {seen}$"):
+        threads.start("some name", lambda: None)

@@ -83,8 +83,9 @@ class Serving:
         """Stops, and does not wait for answers that are still to come."""
         for _ in range(2):
             self.server.stop()
-        self._thread.join()
+        self._thread.join(PATIENCE)
         self._clients.close()
+        assert not self._thread.is_alive()
 
 
 def read_all(client: socket.socket) -> bytes:
@@ -879,6 +880,16 @@ def test_the_port_asked_for() -> None:
             with pytest.raises(OSError, match="in use") as caught:
                 Listener(host, port, {})
             assert caught.value.errno == errno.EADDRINUSE
+
+
+@needs_ipv6
+def test_a_port_in_use_in_one_family_is_in_use() -> None:
+    """Or a probe would listen where half of its clients find somebody else."""
+    with (
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as taken,
+        pytest.raises(OSError, match="in use"),
+    ):
+        Listener("", taken.getsockname()[1], {})
 
 
 def test_a_port_is_free_again_at_once() -> None:

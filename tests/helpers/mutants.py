@@ -1,8 +1,8 @@
 """Changes the program in one place after another, and tells which changes no test notices: `make mutants`.
 
 Each module has tests that need no process of the program, or hardly any (TESTS). They run once with coverage, so that a
-mutant meets only the tests that reach its line (or, if none does, those that start a process of the program, which may
-reach it there), the quick ones first. Each mutant is written into a copy of the tree, and tested in a
+mutant meets only the tests that reach its line, and those that start a process of the program, which may reach it
+there; the quick ones first. Each mutant is written into a copy of the tree, and tested in a
 fork of this process, which has loaded what tests need; nothing is ever changed in place.
 
 A mutant is dead if a test fails, or if it makes a loop without end. One that makes the tests wait without end is alive: a
@@ -269,7 +269,7 @@ def tests_of(module: str, line: int, reached: Mapping[str, Reach]) -> dict[str, 
     """Choose the tests that reach a line, or may, quick ones first, with the time each takes."""
     chosen: dict[str, float] = {}
     for file in TESTS[module].split():
-        names = reached[file].tests.get((module, line)) or reached[file].starting
+        names = reached[file].tests.get((module, line), set()) | reached[file].starting
         # All tests reach what runs at import.
         chosen |= {name: took for name, took in reached[file].seconds.items() if name in names or "" in names}
     return dict(sorted(chosen.items(), key=lambda test: test[1]))
