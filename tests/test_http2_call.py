@@ -54,7 +54,7 @@ def test_what_is_said_of_broken_http2_is_said_word_for_word() -> None:
     assert said == {
         "a GOAWAY for a stream that cannot be ours",
         "a GOAWAY that takes back an earlier one",
-        "a WINDOW_UPDATE of nothing",
+        "a WINDOW_UPDATE of zero",
         "a frame of more than 16 KiB",
         "a frame on no stream",
         "a frame too short for its padding",

@@ -12,8 +12,8 @@ from livenessprobe import http2_frames
 from livenessprobe.http2_frames import Broken, Frame, Frames, HeaderFields, TooMuch
 
 MIB = 1 << 20
-TOO_MUCH = "the peer says too much that is no answer"
-TOO_MANY_FIELDS = "more than 1 MiB of header fields, among which an error's text is"
+TOO_MUCH = "the peer sends too much that is not an answer"
+TOO_MANY_FIELDS = "more than 1 MiB of header fields, which hold an error's text too"
 
 
 def read(frames: Frames, data: bytes) -> list[Frame]:

@@ -7,6 +7,7 @@ import errno
 import http.client
 import logging
 import queue
+import re
 import resource
 import select
 import socket
@@ -21,9 +22,10 @@ import pytest
 from test_exchange import FINE, MALFORMED, NO_HTTP1, read_answer
 
 from livenessprobe import web
+from livenessprobe.config import ConfigError, parse
 from livenessprobe.connection import Connection
 from livenessprobe.exchange import LONGEST_HEAD, Response
-from livenessprobe.listening import Listener
+from livenessprobe.listening import Listener, listen
 from livenessprobe.web import Server
 
 if TYPE_CHECKING:
@@ -630,7 +632,7 @@ def test_what_is_answered_between_two_turns_does_not_wait_for_an_event() -> None
 
     def seconds() -> float:
         begin = time.monotonic()
-        with socket.create_connection(("127.0.0.1", listener.server_address[1]), PATIENCE) as client:
+        with socket.create_connection(("127.0.0.1", listener.port), PATIENCE) as client:
             client.sendall(b"GET /later HTTP/1.0\r\n\r\n")
             assert read_answer(read_all(client)).body == b"ok"
         return time.monotonic() - begin
@@ -831,8 +833,8 @@ def test_what_was_not_sent_of_an_answer_is_its_end(sent: int) -> None:
 
 def test_the_kernel_keeps_little_for_a_connection_and_not_for_long() -> None:
     with (
-        Listener("127.0.0.1", 0, {}) as listener,
-        socket.create_connection(listener.server_address[:2]),  # type: ignore[arg-type]
+        contextlib.closing(Listener("127.0.0.1", 0, {})) as listener,
+        socket.create_connection(("127.0.0.1", listener.port), PATIENCE),
     ):
         listener.socket.setblocking(True)
         with listener.socket.accept()[0] as client:
@@ -880,6 +882,40 @@ def test_the_port_asked_for() -> None:
             with pytest.raises(OSError, match="in use") as caught:
                 Listener(host, port, {})
             assert caught.value.errno == errno.EADDRINUSE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--http-endpoint=127.0.0.1:0"], ["127.0.0.1"]),
+        (["--health-port=0", "--metrics-address=127.0.0.2:0"], ["[::]", "127.0.0.2"]),
+        (["--health-port=0"], ["[::]"]),
+    ],
+)
+@needs_ipv6
+def test_listening_where_the_flags_say(arguments: list[str], shown: list[str]) -> None:
+    before = time.monotonic()
+    listeners = listen(parse(arguments))
+    after = time.monotonic()
+    addresses = [listener.address.rpartition(":")[0] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+
+    assert addresses == shown
+    assert all(before <= listener.since <= after for listener in listeners)
+
+
+def test_where_it_cannot_listen_the_flag_is_named() -> None:
+    with contextlib.closing(Listener("127.0.0.1", 0, {})) as taken:
+        for value, reason in (
+            (f"127.0.0.1:{taken.port}", "cannot listen: address already in use"),
+            ("livenessprobe.invalid:0", "cannot resolve the host: name or service not known"),
+            (f"{'x' * 64}.invalid:0", "cannot listen: .*label.*"),
+        ):
+            with pytest.raises(ConfigError) as refused:
+                listen(parse([f"--http-endpoint={value}"]))
+            assert (refused.value.flag, refused.value.value) == ("http-endpoint", value)
+            assert re.fullmatch(reason, refused.value.reason)
 
 
 @needs_ipv6
