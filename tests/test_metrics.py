@@ -350,7 +350,7 @@ def test_a_series_of_checks(driver: FakeDriver, probe: program.Probe, command: S
     assert series.value("csi_liveness_up") == 0
     assert series.value("csi_liveness_consecutive_failures") == 6
     assert series.value("csi_liveness_changes_total") == 1
-    assert series.value("csi_liveness_probe_timeout_seconds") == 1
+    assert series.value("csi_liveness_probe_timeout_seconds") == 3
     assert series.value("csi_liveness_driver_info", driver_name="fake.csi.k8s.io") == 1
     success = series.value("csi_liveness_last_success_timestamp_seconds")
     assert success is not None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ("x = f'{a}b'", ["drop it"]),
         ("x = a if b else c", ["drop it", "always the first", "always the second"]),
         ("if a: b()", ["condition is True", "condition is False", "drop it"]),
+        ("if TYPE_CHECKING: import a", []),
         ("while a: break", ["condition is False", "continue", "drop it"]),
         ("def f(a: int = 1) -> int: return a", ["1 + 1", "return None"]),
         ("def f() -> bool: return False", ["False is True"]),

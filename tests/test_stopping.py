@@ -21,8 +21,11 @@ def test_it_is_set_once_and_for_all() -> None:
 
 
 def test_a_wait_ends_in_time_or_with_the_stop() -> None:
-    stop = Stop()
-    assert not stop.wait(0.01)
+    stop, ended = Stop(), list[bool]()
+    thread = threading.Thread(target=lambda: ended.append(stop.wait(0.01)), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert ended == [False]
     begin = time.monotonic()
     threading.Timer(0.05, stop.set).start()
     assert stop.wait(20)
@@ -30,9 +33,12 @@ def test_a_wait_ends_in_time_or_with_the_stop() -> None:
 
 
 def test_a_wait_may_be_longer_than_any_clock() -> None:
-    stop = Stop()
+    stop, ended = Stop(), list[bool]()
+    thread = threading.Thread(target=lambda: ended.append(stop.wait(1e12)), daemon=True)
+    thread.start()
     stop.set()
-    assert stop.wait(1e12)
+    thread.join(10)
+    assert ended == [True]
 
 
 def test_many_may_wait() -> None:
@@ -108,4 +114,5 @@ def test_at_whatever_moment_it_comes_an_interrupt_is_called() -> None:
             pass
         with stop.interrupting(interrupted.set):
             assert interrupted.wait(10)
-        setter.join()
+        setter.join(10)
+        assert not setter.is_alive()

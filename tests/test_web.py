@@ -6,6 +6,7 @@ import contextlib
 import errno
 import http.client
 import logging
+import os
 import queue
 import re
 import resource
@@ -878,10 +879,12 @@ def test_the_port_asked_for() -> None:
     port = program.free_port()
     with contextlib.closing(Listener("127.0.0.1", port, {})) as listener:
         assert listener.port == port
+        descriptors = os.listdir("/proc/self/fd")
         for host in ("127.0.0.1", ""):
             with pytest.raises(OSError, match="in use") as caught:
                 Listener(host, port, {})
             assert caught.value.errno == errno.EADDRINUSE
+            assert os.listdir("/proc/self/fd") == descriptors
 
 
 @pytest.mark.parametrize(

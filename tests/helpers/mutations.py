@@ -128,7 +128,7 @@ def _others(node: ast.expr | ast.stmt) -> Iterator[tuple[str, ast.AST]]:
         yield "always the second", node.orelse
     elif isinstance(node, ast.Return) and node.value and not _is_nothing(node.value):
         yield "return None", ast.Return(ast.Constant(None))
-    if isinstance(node, ast.If | ast.While):
+    if isinstance(node, ast.If | ast.While) and ast.unparse(node.test) != "TYPE_CHECKING":
         for value in (True, False) if isinstance(node, ast.If) else (False,):
             yield f"condition is {value}", _with(node, "test", ast.Constant(value))
     if isinstance(node, ast.stmt) and not isinstance(node, (*_KEPT, *_BLOCKS, ast.Return, ast.AnnAssign)):
