@@ -60,7 +60,7 @@ def _arguments() -> argparse.Namespace:
         "--reference", default="", help="a command with the same flags; none: the program alone"
     )
     parser.add_argument("--blocks", type=int, default=24, help="8 to be quick, 24 (default) to be sure")
-    parser.add_argument("--cpus", type=int, default=0, help="also on a machine that seems to have so many")
+    parser.add_argument("--cpus", type=int, default=0, help="also on a machine that seems to have this many")
     return parser.parse_args()
 
 

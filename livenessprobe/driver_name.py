@@ -18,7 +18,7 @@ class Driver(Protocol):
     """What is asked of the driver."""
 
     def name(self, deadline: float) -> tuple[str, str]:
-        """Return its name and "", or "" and what went wrong ("" as well where there was no connection)."""
+        """Return its name and "", or "" and what went wrong (also "" if there was no connection)."""
 
     def identity(self) -> object:
         """Return a value that differs once another driver may be behind the address."""

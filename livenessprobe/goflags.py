@@ -53,7 +53,7 @@ def unsigned(text: str) -> int:
 def duration(text: str) -> float:
     """Read a duration such as 300ms, 3s, 1m0.5s as seconds; raises ValueError with what to write instead.
 
-    The syntax is that of Go's time.ParseDuration: numbers with units, one after the other, with one sign in front.
+    The syntax is that of Go's time.ParseDuration: numbers with units, one after another, with one sign in front.
     """
     number = text[1:] if text[:1] in ("+", "-") else text
     if number == "0":

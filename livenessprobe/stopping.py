@@ -12,7 +12,7 @@ class Stop:
         self._is_set = False
         # Not an Event: its set() takes a lock, which the thread that a handler interrupts may hold.
         self._gate = threading.Lock()
-        """Closed until stopped; then those who wait pass through it, one after the other."""
+        """Closed until stopped; then those who wait pass through it, one after another."""
         self._gate.acquire()
         self._interrupts: list[Callable[[], object]] = []
 

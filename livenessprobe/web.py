@@ -327,7 +327,7 @@ class Server:
     def _watch(
         self, connection: Connection, events: int, handle: Callable[[Connection], None] | None = None
     ) -> None:
-        """Have handle called for these events and no others; the same events one after the other have one handle."""
+        """Have handle called for these events and no others; the same events again keep their handle."""
         if events == connection.watched:
             return
         if connection.watched:

@@ -1,4 +1,4 @@
-"""Writing to standard output or error without ever waiting for whoever reads it.
+"""Writing to standard output or error without ever waiting for a reader.
 
 It may be a terminal on which somebody pressed ^S, a pipe shared with other writers, a socket: whether a write would
 block can't be known beforehand, and O_NONBLOCK would hold for everybody who shares the descriptor. So a thread writes,

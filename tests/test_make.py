@@ -53,7 +53,7 @@ def test_locks_hold_what_the_project_asks_for() -> None:
 
 @pytest.fixture(scope="module")
 def shared() -> None:
-    """What is made for all tests of this file that want it."""
+    """What is made once for all tests of this file."""
 
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there are no workers: --numprocesses=2")

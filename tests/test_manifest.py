@@ -284,7 +284,7 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
     "a path with a query": ({HTTP_GET + ".path": "/healthz?verbose"}, None),
     "a path with a slash too many": ({HTTP_GET + ".path": "/healthz/"}, (Kind.BREAKS, "asks /healthz/, which is 404")),
     "a path with two slashes": ({HTTP_GET + ".path": "//healthz"}, (Kind.BREAKS, "asks //healthz, sent as /, which is 404")),
-    "a path that is none": ({HTTP_GET + ".path": "healthz:1"}, (Kind.BREAKS, "which is not a path to the kubelet")),
+    "a path that is none": ({HTTP_GET + ".path": "healthz:1"}, (Kind.BREAKS, "which the kubelet does not take for a path")),
     "no path": ({HTTP_GET + ".path": ""}, (Kind.BREAKS, "asks /, which is 404")),
     "a query for metrics": ({ARGS: BOTH, OWN + "readinessProbe": {"httpGet": {"path": "metrics?a", "port": 9808}}}, None),
     "https": ({HTTP_GET + ".scheme": "HTTPS"}, (Kind.BREAKS, "plain HTTP")),
@@ -307,7 +307,7 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
         None,
     ),
     "the node's loopback": ({HTTP_GET + ".host": "127.0.0.1"}, (Kind.BREAKS, "remove host")),
-    "an impatient kubelet": ({TIMEOUT: None}, (Kind.WARNS, "ends after 1s, a check may take 3s: write timeoutSeconds: 3")),
+    "an impatient kubelet": ({TIMEOUT: None}, (Kind.WARNS, "gives up after 1s, but a check may take 3s: write timeoutSeconds: 3")),
     "a livenessProbe of the sidecar": ({OWN + "livenessProbe": ASK_HEALTH}, (Kind.ADVICE, "restarts this container")),
     "a startupProbe of the sidecar": ({OWN + "startupProbe": ASK_HEALTH}, (Kind.ADVICE, "restarts this container")),
     "a readinessProbe of the sidecar": ({OWN + "readinessProbe": ASK_HEALTH}, None),
@@ -334,7 +334,7 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
     ),
     "another volume than the driver's": (
         {VOLUMES: [{"name": "socket-dir", "emptyDir": {}}, {"name": "other", "emptyDir": {}}], DRIVERS_VOLUME: "other"},
-        (Kind.BREAKS, "socket-dir, where the socket /csi/csi.sock is to be, is not mounted by the driver"),
+        (Kind.BREAKS, "socket-dir, where the socket /csi/csi.sock should be, is not mounted by the driver"),
     ),
     "a volume below the driver's, by another name": (
         {VOLUMES: [host("socket-dir", "/plugins/a"), host("all", "/plugins")], DRIVERS_VOLUME: "all"},
@@ -368,12 +368,12 @@ RULES: dict[str, tuple[dict[str, Any], tuple[Kind, str] | None]] = {
         {"spec.containers.1.resources": {"requests": {"memory": "20Mi"}}},
         (Kind.ADVICE, "more than the 20Mi requested"),
     ),
-    "not as root": ({SECURITY + ".runAsNonRoot": True}, (Kind.BREAKS, "the kubelet does not start it")),
+    "not as root": ({SECURITY + ".runAsNonRoot": True}, (Kind.BREAKS, "the kubelet will not start it")),
     "not as root, as another": (
         {SECURITY + ".runAsNonRoot": True, SECURITY + ".runAsUser": 1},
         (Kind.ADVICE, "runs as uid 1:"),
     ),
-    "the pod, not as root": ({"spec.securityContext": {"runAsNonRoot": True}}, (Kind.BREAKS, "the kubelet does not start")),
+    "the pod, not as root": ({"spec.securityContext": {"runAsNonRoot": True}}, (Kind.BREAKS, "the kubelet will not start")),
     "the pod, not as root, but this": (
         {"spec.securityContext": {"runAsNonRoot": True}, SECURITY + ".runAsNonRoot": False},
         None,
@@ -402,10 +402,13 @@ def test_rule(rule: str) -> None:
 
 NOT_READY = (
     Kind.CHANGES,
-    "/healthz was 200 for a driver that is not ready, and is 500, which restarts it; /livez keeps 200",
+    "/healthz was 200 for a driver that is not ready, now it is 500, which restarts it; /livez keeps the 200",
 )
-CUT = (Kind.CHANGES, "/healthz cut the connection for a driver that is not ready, and is 500; /livez is 200")
-ONE_SECOND = (Kind.CHANGES, "the default of --probe-timeout was 1s, and is 3s")
+CUT = (
+    Kind.CHANGES,
+    "/healthz cut the connection for a driver that is not ready, now it is 500; /livez is 200",
+)
+ONE_SECOND = (Kind.CHANGES, "the default of --probe-timeout was 1s, now it is 3s")
 NO_EFFECT = (
     Kind.CHANGES,
     "--connection-timeout had no effect; now it is how long a check waits for the socket",
@@ -463,7 +466,7 @@ def test_init_containers() -> None:
         return [each.text for each in found if each.kind is Kind.BREAKS]
 
     assert broken({}) == [
-        "an init container has to end, this one serves: write restartPolicy: Always, or --once"
+        "an init container has to end, but this one serves: write restartPolicy: Always, or --once"
     ]
     assert broken({"restartPolicy": "Always"}) == []
     assert broken({"args": [A, "--once"]}) == []
@@ -507,7 +510,7 @@ def test_memory_is_that_of_the_documentation() -> None:
 
 # What the rules find with the defaults: no socket, and another port than the probes ask.
 WRONG: dict[str, Any] = {OWN + "env": [ELSEWHERE], OWN + "volumeMounts": [], HTTP_GET + ".port": 9898}
-SOCKET, PORT = "no volume is mounted where the socket /run/csi/socket is to be", "asks port 9898, not 9808"
+SOCKET, PORT = "no volume is mounted where the socket /run/csi/socket should be", "asks port 9898, not 9808"
 
 
 @pytest.mark.parametrize(

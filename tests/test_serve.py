@@ -234,7 +234,7 @@ def test_the_answer_is_out_before_the_probe_timeout(socket_path: Path, trouble: 
             assert min(answer.seconds for answer in answers) > 0.5
             shortest = [min(best, answer.seconds) for best, answer in zip(shortest, answers, strict=True)]
             if max(shortest) < 0.8:
-                return  # else once more: a machine that stalls for 50 ms is no defect of ours
+                return  # else once more: a machine that stalls for 50 ms is not our defect
         pytest.fail(f"the answers took {shortest} seconds or more")
 
 

@@ -18,7 +18,7 @@ UNREACHABLE = re.compile(r"requests\.exceptions\.|pip_audit\._service\.interface
 
 
 def look_up(lock: Path, service: str) -> list[str] | None:
-    """The lines to print, of which the first is a summary; None if the service cannot be reached."""
+    """The lines to print, beginning with a summary; None if the service cannot be reached."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip"),

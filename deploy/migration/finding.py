@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Kind(enum.Enum):
-    """What a finding means to whoever deploys; REFUSED and BREAKS have to be dealt with first."""
+    """What a finding means to those who deploy; REFUSED and BREAKS have to be dealt with first."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"

@@ -107,10 +107,11 @@ def _request(probe: HTTPProbe, accepted: Config, pod: Pod) -> Iterator[Finding]:
     """Judge whether what a probe asks for is served."""
     host = accepted.health.host
     if probe.scheme.upper() != "HTTP":
-        yield Finding(Kind.BREAKS, f"{probe} asks over {probe.scheme}, this serves plain HTTP")
+        yield Finding(Kind.BREAKS, f"{probe} asks over {probe.scheme}, but this serves plain HTTP")
     if not sent(probe.path):
         yield Finding(
-            Kind.BREAKS, f"{probe} asks {probe.path}, which is not a path to the kubelet: write /healthz"
+            Kind.BREAKS,
+            f"{probe} asks {probe.path}, which the kubelet does not take for a path: write /healthz",
         )
     elif not reaches(probe, *HEALTH_PATHS) and not _measures(probe, accepted):
         asked = sent(probe.path)
@@ -119,12 +120,12 @@ def _request(probe: HTTPProbe, accepted: Config, pod: Pod) -> Iterator[Finding]:
     if _LOOPBACK.fullmatch(host) and not pod.host_network:
         yield Finding(
             Kind.BREAKS,
-            f"{probe} asks the pod's address, this listens on {host}: write :{accepted.health.port}",
+            f"{probe} asks the pod's address, but this listens on {host}: write :{accepted.health.port}",
         )
     elif _LOOPBACK.fullmatch(host) and not _LOOPBACK.fullmatch(probe.host):
         yield Finding(
             Kind.BREAKS,
-            f"{probe} asks the node's address, this listens on {host}: add host: {host} to httpGet",
+            f"{probe} asks the node's address, but this listens on {host}: add host: {host} to httpGet",
         )
     elif _LOOPBACK.fullmatch(probe.host) and not pod.host_network:
         yield Finding(Kind.BREAKS, f"{probe} asks {probe.host}, which is the node: remove host from httpGet")
@@ -135,7 +136,7 @@ def _answer(probe: HTTPProbe, accepted: Config, container: Container) -> Iterato
     if probe.timeout < accepted.probe_timeout and "probe-timeout" not in unknown(container):
         yield Finding(
             Kind.WARNS,
-            f"{probe} ends after {probe.timeout}s, a check may take {accepted.probe_timeout:g}s: "
+            f"{probe} gives up after {probe.timeout}s, but a check may take {accepted.probe_timeout:g}s: "
             f"write timeoutSeconds: {math.ceil(accepted.probe_timeout)}, or --probe-timeout={probe.timeout}s",
         )
     if probe.container == container.name and probe.kind != "readinessProbe":

@@ -41,7 +41,7 @@ def origin(accepted: Config, container: Container) -> Iterator[Finding]:
             f"now it takes --probe-timeout, {accepted.probe_timeout:g}s, at most",
         )
     elif (1, 1) <= release < (2, 17) and "probe-timeout" not in flags:
-        yield Finding(Kind.CHANGES, "the default of --probe-timeout was 1s, and is 3s")
+        yield Finding(Kind.CHANGES, "the default of --probe-timeout was 1s, now it is 3s")
     if release == (1, 1) and "connection-timeout" in flags:
         yield Finding(
             Kind.CHANGES,
@@ -50,10 +50,10 @@ def origin(accepted: Config, container: Container) -> Iterator[Finding]:
     if release < (1, 1):
         yield Finding(
             Kind.CHANGES,
-            "/healthz was 200 for a driver that is not ready, and is 500, which restarts it; /livez keeps 200",
+            "/healthz was 200 for a driver that is not ready, now it is 500, which restarts it; /livez keeps the 200",
         )
     elif release == (1, 1):
         yield Finding(
             Kind.CHANGES,
-            "/healthz cut the connection for a driver that is not ready, and is 500; /livez is 200",
+            "/healthz cut the connection for a driver that is not ready, now it is 500; /livez is 200",
         )

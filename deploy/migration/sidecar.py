@@ -84,7 +84,7 @@ def _lifetime(accepted: Config, container: Container) -> Iterator[Finding]:
     elif container.must_end and not accepted.once:
         yield Finding(
             Kind.BREAKS,
-            "an init container has to end, this one serves: write restartPolicy: Always, or --once",
+            "an init container has to end, but this one serves: write restartPolicy: Always, or --once",
         )
 
 
@@ -128,7 +128,7 @@ def _socket(socket: PurePosixPath, pod: Pod, container: Container) -> Iterator[F
     """Judge whether the driver's socket can be where it is looked for."""
     mounts = [mount for mount in container.mounts if socket.is_relative_to(mount.path)]
     if not mounts:
-        yield Finding(Kind.BREAKS, f"no volume is mounted where the socket {socket} is to be")
+        yield Finding(Kind.BREAKS, f"no volume is mounted where the socket {socket} should be")
         return
     mount = max(mounts, key=lambda each: len(PurePosixPath(each.path).parts))
     if mount.volume not in pod.volumes:
@@ -136,7 +136,7 @@ def _socket(socket: PurePosixPath, pod: Pod, container: Container) -> Iterator[F
     elif not _shared(_place(socket, mount, pod), mount, pod):
         yield Finding(
             Kind.BREAKS,
-            f"the volume {mount.volume}, where the socket {socket} is to be, is not mounted by the driver",
+            f"the volume {mount.volume}, where the socket {socket} should be, is not mounted by the driver",
         )
 
 
@@ -177,7 +177,7 @@ def _memory(container: Container) -> Iterator[Finding]:
 def _security(container: Container) -> Iterator[Finding]:
     if container.non_root and not container.user:
         yield Finding(
-            Kind.BREAKS, "runAsNonRoot, but the user is root, the image's too: the kubelet does not start it"
+            Kind.BREAKS, "runAsNonRoot, but the user is root, as in the image: the kubelet will not start it"
         )
     elif container.user:
         text = f"it runs as uid {container.user}: that user must be able to write to the driver's socket"

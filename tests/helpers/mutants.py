@@ -329,7 +329,7 @@ def report(
     reasons: Mapping[str, str],
     containing: str,
 ) -> int:
-    """Judge all mutants and print what became of them; reasons are those of the known survivors."""
+    """Judge all mutants and print the results; reasons are those of the known survivors."""
     wrong = 0
     totals: Counter[str] = Counter()
     print(f"{'module':14}{'mutants':>8}{'dead':>6}{'alive':>7}{'equivalent':>12}{'seconds':>9}", flush=True)

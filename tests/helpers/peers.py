@@ -117,7 +117,7 @@ def talking(talk: Callable[[socket.socket], None], path: Path) -> Iterator[list[
 def relay(
     path: Path, target: str, at_a_time: int | None = None
 ) -> contextlib.AbstractContextManager[list[socket.socket]]:
-    """Passes each connection on to the socket at target, or only so many at a time; the others wait."""
+    """Passes each connection on to the socket at target, or only this many at a time; the others wait."""
     free = threading.Semaphore(at_a_time) if at_a_time else contextlib.nullcontext()
 
     def talk(connection: socket.socket) -> None:

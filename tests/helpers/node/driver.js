@@ -1,7 +1,7 @@
 // A CSI driver by Node: node driver.js STACK SOCKET CODE MESSAGE BYTES
 //
 // STACK is grpc-js or http2; a Probe is answered with the gRPC code and message, where the code is 0 with a reply of
-// so many bytes. Prints a line once it listens, and ends with its standard input.
+// this many bytes. Prints a line once it listens, and ends with its standard input.
 "use strict";
 const http2 = require("node:http2");
 
