@@ -29,9 +29,8 @@ _REQUEST_LINE_BEGUN = rf"(?:{_TOKEN}(?: (?:{_TARGET}(?: {_VERSION_BEGUN})?)?)?)?
 _FIELD_LINE = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 # RFC 9110, 12.5.3. Not compiled before a client has such a field, as above.
 _TAKES_GZIP = r"(?:^|,)[ \t]*gzip[ \t]*(?:$|,|;[ \t]*q=(?!0(?:\.0*)?[ \t]*(?:$|,)))"
-# A window of 2 KiB packs the metrics as well as one of 32 KiB, in 16 KiB of memory instead of 256.
-_WINDOW_BITS, _MEMORY_LEVEL = 11, 4
-_GZIP_FORMAT = 16
+# Gzip (16) with a window of 2 KiB (11 bits) packs the metrics as well as 32 KiB would, in 16 KiB of memory instead of 256.
+_WINDOW, _MEMORY = 27, 4
 
 
 class Response(NamedTuple):
@@ -189,7 +188,7 @@ def _packed(body: bytes) -> bytes:
     """Pack a body by gzip, once for all who get it."""
     from zlib import compressobj  # not the module gzip, which imports many others
 
-    packer = compressobj(wbits=_GZIP_FORMAT + _WINDOW_BITS, memLevel=_MEMORY_LEVEL)
+    packer = compressobj(wbits=_WINDOW, memLevel=_MEMORY)
     return packer.compress(body) + packer.flush()
 
 

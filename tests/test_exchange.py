@@ -341,6 +341,7 @@ def test_a_percent_sign_in_a_path_is_encoded_once() -> None:
     [
         (b"", False),
         (b"Content-Length: 0\r\n", False),
+        (b"A: b\r\nAccept-Encoding: gzip\r\n", False),
         (b"Content-Length: 00000000000000000000\r\n", False),
         (b"Content-Length: 1\r\n", True),
         (b"Content-Length: 05\r\n", True),
