@@ -1,7 +1,7 @@
 """How the program starts in the image; build/builder/rootfs.py puts this into it, compiled.
 
-gRPC's compiled part, 16 MB, stays compressed there: a driver on a unix socket never needs it. Where it is needed it is
-unpacked into memory, since nothing in the image can be written to.
+gRPC's compiled part, 16 MB, stays compressed there: a driver on a unix socket never needs it. If it is needed, it is
+unpacked into memory, since nothing in the image is writable.
 """
 
 import os

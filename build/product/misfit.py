@@ -1,4 +1,4 @@
-"""Says why this Python does not fit; in the archive beside start.py, and like that one parsed by Python 2.7."""
+"""Says why this Python does not fit; in the archive beside start.py and, like it, parsed by Python 2.7."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ DOCKER_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def misfit(archive, pythons, machine):
-    """Say what is wrong and what to do; where the first lines of the file chose this Python, they get to choose again."""
+    """Say what is wrong and what to do; if the file's first lines chose this Python, they get to choose again."""
     version = "{0}.{1}".format(*sys.version_info)
     implementation = getattr(sys, "implementation", None)
     kind = "CPython" if implementation is None or implementation.name == "cpython" else implementation.name

@@ -1,7 +1,8 @@
 """Runs the program from its unpacked folder; build/here/pyz.py puts this into the archive, unpack.py compiles it there.
 
-Modules are read from one file for each group of them, compiled machine code is a file of its own; unpack.py makes each
-when it is first needed. All is reached by a handle of the folder that start.py has checked, so nobody can exchange it.
+Each group of modules is read from one file, each piece of machine code from a file of its own; unpack.py makes each of
+them when it is first needed. All are reached through a handle of the folder that start.py has checked, so nobody can
+exchange it.
 """
 
 import marshal
@@ -14,7 +15,7 @@ from types import ModuleType
 from zipimport import zipimporter
 
 Read = Callable[[int, int], bytes]
-"""Reads so many bytes from a place on."""
+"""Reads this many bytes, from this place on."""
 
 
 class Packed:
@@ -30,7 +31,7 @@ class Packed:
         self._groups: dict[str, tuple[dict[str, tuple[int, int]], Read, int]] = {}
 
     def add(self, group: str, read: Read, start: int = 0) -> None:
-        """Take the modules of a file that was unpacked for a group; the first one's tells of all that is packed."""
+        """Take in the modules of a group's unpacked file; the first group's also lists everything that is packed."""
         size = int.from_bytes(read(4, start), "little")
         index = marshal.loads(read(size, start + 4))
         self._groups[group] = index["modules"], read, start + 4 + size
@@ -46,7 +47,7 @@ class Packed:
         return ModuleSpec(name, self, is_package=self._known[name][1])  # type: ignore[arg-type]  # importlib.abc takes 5 ms
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Have the import system do as usual."""
+        """Leave this to the import system."""
 
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
@@ -65,7 +66,7 @@ class Packed:
             return
         unpack = self._unpack()
         content = unpack.modules_file(self._archive, self._build, group)
-        with suppress(OSError):  # this start has it, and the next one will do the same
+        with suppress(OSError):  # this start has it, and the next one will unpack it again
             unpack.write(self._folder, name, [content])
         self.add(group, lambda size, start: content[start : start + size])
 
@@ -102,7 +103,7 @@ def run(
     start: int,
     whole: Callable[[int, str], int | None],
 ) -> None:
-    """Run the program. Of this host it sees nothing but the standard library: what else is there could shadow it."""
+    """Run the program. Of this host it sees only the standard library: anything else could hide its own modules."""
     packed = Packed(archive, folder, path, tag, whole)
     packed.add("", lambda size, at: os.pread(file, size, at), start)
     sys.meta_path.insert(0, packed)

@@ -2,7 +2,7 @@
 
 It checks that this Python fits, finds the folder where this build is unpacked (unpack.py makes it, at the first start),
 and hands over to packed.py there. Python 2.7 can parse it, since it must tell an old Python what is wrong. It is
-compiled at each start, and a start is counted in milliseconds: what is seldom needed stands in other files.
+compiled at each start, and a start is a matter of milliseconds: what is seldom needed is in other files.
 """
 
 import os
@@ -41,10 +41,10 @@ def roots():
 
 
 def check_path(root):
-    """Raise OSError unless only root and this user decide what is found at this path.
+    """Raise OSError unless only root and this user can decide what is at this path.
 
-    Everybody may write to the last folder, as to a volume of Kubernetes': what is used in it is held by its handle. And
-    the owner of "/" counts as root, who is somebody else in a user namespace.
+    Everybody may write to the last folder, as to a volume in Kubernetes: what is used in it is held by its handle. The
+    owner of "/" counts as root, who is somebody else in a user namespace.
     """
     path = os.path.realpath(root)
     trusted = (0, os.geteuid(), os.lstat("/").st_uid)
@@ -64,7 +64,7 @@ def check_path(root):
 
 
 def check(handle):
-    """Raise OSError unless what this is a handle of is only root's or this user's to write."""
+    """Raise OSError unless only root or this user can write to what this is a handle of."""
     status = os.fstat(handle)
     if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
         raise OSError(0, "another user may have written there")
@@ -86,13 +86,13 @@ def opened(root):
         flock(handle, LOCK_SH | LOCK_NB)
     except BlockingIOError:  # it is just being removed
         raise FileNotFoundError(2, "removed by another start")
-    except OSError:  # not everywhere can one lock
+    except OSError:  # not every file system can lock
         pass
     return handle
 
 
 def whole(folder, name):
-    """A handle of a file in the folder; None unless it is there and ends with the checksum of what precedes."""
+    """A handle of a file in the folder; None unless it is there and ends with the checksum of the rest."""
     from zlib import adler32
 
     try:
@@ -114,7 +114,7 @@ def whole(folder, name):
 
 
 def found(root, name):
-    """Handles of the folder and of the file of this name in it, and the folder's path; None where it is not whole."""
+    """Handles of the folder and of the file of this name in it, and the folder's path; None if it is not whole."""
     check_path(root)
     folder = opened(root)
     file = whole(folder, name)
@@ -125,7 +125,7 @@ def found(root, name):
 
 
 def unpacker(archive):
-    """What unpacks, from the archive."""
+    """The code that unpacks, from the archive."""
     sys.path.insert(0, archive)
     try:
         from unpack import unpack
@@ -137,7 +137,7 @@ def unpacker(archive):
 
 
 def unpacked(archive, name):
-    """What `found` finds in the best place; made where there is none."""
+    """What `found` finds in the best place; made if there is none."""
     problems = {}
     places = roots()
     for root in places:
@@ -167,7 +167,7 @@ def unpacked(archive, name):
 
 
 def mark_as_used(file):
-    """Once a day, for those who remove what nobody uses."""
+    """Once a day, for whoever removes what nobody uses."""
     from time import time
 
     if time() - os.fstat(file).st_mtime > 86400:
@@ -178,7 +178,7 @@ def mark_as_used(file):
 
 
 def main():
-    # The first lines of the file have this read from it, which is quicker than to have it run as an archive.
+    # The first lines of the file read this from it, which is quicker than running the file as an archive.
     archive = sys.argv[1] if sys.argv[0] == "-c" else sys.path[0]
     if sys.argv[0] == "-c":
         del sys.argv[0]
@@ -187,7 +187,7 @@ def main():
         from misfit import misfit
 
         fail(misfit(archive, PYTHONS, MACHINE))
-    # Until the program has its handlers: to unpack takes a moment, and Python's own end for SIGINT is a traceback.
+    # Until the program has its handlers: unpacking takes a moment, and by default SIGINT ends Python with a traceback.
     from _signal import SIG_BLOCK, SIGINT, SIGTERM, pthread_sigmask
 
     pthread_sigmask(SIG_BLOCK, (SIGTERM, SIGINT))

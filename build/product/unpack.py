@@ -1,8 +1,8 @@
 """Unpacks the packed file, at its first start; in the archive beside start.py, which says where.
 
-For each group of modules one file with their code, for compiled machine code a file of its own: whole or not there at
-all, also after a loss of power, whoever else is doing the same at this moment. What few programs need, as gRPC for
-targets that are no unix socket, is unpacked when it is first imported.
+There is one file for the code of each group of modules, and one for each piece of machine code: whole or not there at
+all, even after a loss of power, whoever else is doing the same at this moment. What few need, such as gRPC for targets
+other than unix sockets, is unpacked when it is first imported.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ PACKED = "site-packages/"
 CORES = "cores.tar.xz"
 GRPC_CORE, PROTOBUF_CORE = "grpc._cython.cygrpc", "google._upb._message"
 
-# What every start reads, of packages of which it reads no more.
+# What every start reads from packages of which it reads nothing else.
 FIRST = re.compile(
     r"(livenessprobe|hpack)(\.|$)|grpc\._grpcio_metadata$|google(\._upb|\.protobuf(\.internal|\.pyext)?)?$"
     r"|google\.protobuf\.(descriptor|descriptor_pool|message|message_factory|reflection|runtime_version"
@@ -32,11 +32,11 @@ FIRST = re.compile(
     r"|google\.protobuf\.internal\.(api_implementation|builder|enum_type_wrapper|python_edition_defaults)$"
 )
 CHUNK_BYTES = 1 << 18
-START_BYTES = 1 << 14  # start.py ends before
+START_BYTES = 1 << 14  # start.py is shorter than that
 
 
 class Damaged(ImportError):
-    """The archive is."""
+    """The archive is damaged."""
 
 
 UNUSED_SECONDS, LEFT_SECONDS = 30 * 86400, 3600
@@ -50,8 +50,8 @@ def unpack(
     opened: Callable[[str], int],
     whole: Callable[[int, str], int | None],
 ) -> None:
-    """Make this build's folder in the root, with what every start reads; raises OSError where that can't be done."""
-    umask = os.umask(0o022)  # who else may use the folder must be able to read it
+    """Make this build's folder in the root, with what every start reads; raises OSError if that is impossible."""
+    umask = os.umask(0o022)  # others who may use the folder must be able to read it
     try:
         os.makedirs(root, exist_ok=True)
         with contextlib.suppress(FileExistsError):
@@ -117,7 +117,7 @@ def packed(archive: str, build: str) -> Iterator[zipfile.ZipFile]:
             yield file
     except (zipfile.BadZipFile, zlib.error, LZMAError, TarError, EOFError, KeyError) as error:
         problem = f"is damaged ({error}): copy it here again"
-    # Who puts another build here renames it, or writes from the beginning on: what was read before this is of one build.
+    # Another build is put here by renaming it, or by writing it from the beginning: all that was read before is of one build.
     with open(archive, "rb") as start:
         if build.encode() not in start.read(START_BYTES):
             problem = "was replaced while it started: start it again"
@@ -126,7 +126,7 @@ def packed(archive: str, build: str) -> Iterator[zipfile.ZipFile]:
 
 
 def modules(names: Iterable[str]) -> dict[str, str]:
-    """The path in the archive of each module; empty for a package that has no code."""
+    """Each module's path in the archive; empty for a package without code."""
     found = {}
     for name in names:
         if name.startswith(PACKED) and name.endswith(".py"):
@@ -139,7 +139,7 @@ def modules(names: Iterable[str]) -> dict[str, str]:
 
 
 def group(module: str) -> str:
-    """The group of modules that this one is unpacked with: the first one's name is empty."""
+    """The group that this module is unpacked with; the first group's name is empty."""
     return "" if FIRST.match(module) else module.partition(".")[0]
 
 
@@ -172,7 +172,7 @@ def sized(content: bytes) -> bytes:
 
 
 def machine_code_files(archive: str, build: str) -> dict[str, str]:
-    """The file of machine code for each module that is such; empty where none fits this Python."""
+    """The file of each module that is machine code; empty if none fits this Python."""
     with packed(archive, build) as file:
         cores = file.read("cores.txt").decode().split()
     protobuf = (
@@ -185,14 +185,14 @@ def machine_code_files(archive: str, build: str) -> dict[str, str]:
 
 
 def machine_code(archive: str, build: str, name: str) -> Iterator[bytes]:
-    """The content of a file of machine code, in pieces: a small container has no room for the whole."""
+    """The content of a file of machine code, in pieces: a small container has no room for all of it at once."""
     with packed(archive, build) as file:
         if not name.startswith("cygrpc"):
             yield file.read(f"{PACKED}google/_upb/{name}")
             return
         import tarfile
 
-        # One after the other, since they are nearly the same: each but the first takes little.
+        # One after another: they are nearly the same, so each but the first takes little.
         with file.open(CORES) as stream, tarfile.open(fileobj=stream, mode="r|xz") as cores:
             for member in cores:
                 if member.name == name:
@@ -203,11 +203,11 @@ def machine_code(archive: str, build: str, name: str) -> Iterator[bytes]:
                     return
 
 
-# ---- what others left
+# ---- what others left behind
 
 
 def remove_old(root: str, build: str) -> None:
-    """Remove the folders of other builds that no process uses, nor has for 30 days, and what killed starts left."""
+    """Remove other builds' folders that no process has used for 30 days, and what killed starts left behind."""
     now = time.time()
     for folder in Path(root).glob("livenessprobe_*"):
         with contextlib.suppress(OSError):
@@ -220,7 +220,7 @@ def remove_old(root: str, build: str) -> None:
 
 
 def newest(folder: Path) -> float:
-    """When it was last used: start.py says so once a day by the time of a file."""
+    """When it was last used: once a day, start.py notes that in a file's time stamp."""
     return max(path.lstat().st_mtime for path in [folder, *folder.iterdir()])
 
 
@@ -229,7 +229,7 @@ def remove(folder: Path) -> None:
     try:
         ours = os.fstat(handle).st_uid == os.geteuid()
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Before the lock another start may have removed it, and its own build's made it anew.
+        # Before we had the lock, another start may have removed it, and one of its own build made it anew.
         if ours and os.path.samestat(os.fstat(handle), folder.lstat()):
             shutil.rmtree(folder)
     finally:
