@@ -52,7 +52,7 @@ def effort(examples: int) -> settings:
     return settings(
         max_examples=examples * 2 if under_torture() else examples,
         derandomize=not under_torture(),
-        # A slow machine is no failure.
+        # A slow machine is not a failure.
         deadline=None,
         suppress_health_check=list(HealthCheck),
         print_blob=True,
