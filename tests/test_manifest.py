@@ -503,7 +503,7 @@ def test_memory_is_that_of_the_documentation() -> None:
     page = " ".join((ROOT / "docs" / "image.md").read_text().split())
 
     assert f"It serves within a limit of {LEAST_MEMORY} MiB" in page
-    assert re.search(rf"request {REQUESTED_MEMORY} MiB and limit to {ADVISED_MEMORY}\b", page)
+    assert re.search(rf"request {REQUESTED_MEMORY} MiB and limit it to {ADVISED_MEMORY}\b", page)
 
 
 # ---- flags whose values are elsewhere
