@@ -64,7 +64,7 @@ def unprivileged() -> int | None:
 def free_port() -> int:
     """A TCP port nobody listens on, for flags that do not take 0.
 
-    Not one of those that the kernel hands out by itself: before it is used here, it could be somebody else's.
+    Not one of those that the kernel gives to whoever takes any: before it is used here, it could be somebody else's.
     """
     while True:
         port = random.randrange(10_000, 32_768)
