@@ -17,7 +17,7 @@ TOO_MANY_FIELDS = "more than 1 MiB of header fields, which hold an error's text 
 
 
 def read(frames: Frames, data: bytes) -> list[Frame]:
-    """All frames that there are once this has come, too."""
+    """All frames there are once this has also come."""
     frames.add(data)
     return list(iter(frames.next, None))
 
@@ -90,7 +90,7 @@ MOST_OF_FIELDS = MIB + 64 * 1024
 
 
 def block(size: int) -> bytes:
-    """A block that counts so much."""
+    """A block that counts this much."""
     return verdicts.field(b"x", b"y" * (size - 32 - 32 - 1))
 
 

@@ -203,7 +203,7 @@ def wheels(distributions: list[Path], tmp_path_factory: pytest.TempPathFactory) 
 def test_runs_as_an_application_of_pipx_and_uv(
     tool: str, distributions: list[Path], wheels: Path, folder: Path, driver: FakeDriver
 ) -> None:
-    """From what was fetched before, and without a trace outside the folder."""
+    """With what was fetched before, and without leaving a trace outside the folder."""
     places = ("PIPX_HOME", "PIPX_BIN_DIR", "PIPX_MAN_DIR", "UV_CACHE_DIR", "UV_TOOL_DIR", "UV_TOOL_BIN_DIR")
     env = os.environ | {name: str(folder / name) for name in places}
     env |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1"}

@@ -55,7 +55,7 @@ def newer(folder: Path) -> Path:
 
 
 def version_of(done: subprocess.CompletedProcess[str]) -> str:
-    """The version that a start told."""
+    """The version that a start printed."""
     found = re.fullmatch(r"livenessprobe (\S+) \(.*\)\n", done.stdout)
     assert found, done
     assert (done.returncode, done.stderr) == (0, "")
@@ -63,7 +63,7 @@ def version_of(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def start_all(files: list[Path], env: Mapping[str, str]) -> list[str]:
-    """Start them at the same moment; their versions."""
+    """Start them at the same moment; return their versions."""
     starts = [
         subprocess.Popen(
             [file, "--version"], env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -86,7 +86,7 @@ def test_both_start_at_the_same_moment(host: Host, newer: Path) -> None:
 
 
 def test_one_cleans_up_while_the_other_starts(host: Host, newer: Path) -> None:
-    """Whatever the one removes just then, the other has what it needs."""
+    """Whatever one of them removes just then, the other has what it needs."""
     env = {"PATH": os.environ["PATH"], "SHIV_ROOT": str(host.cache)}
     for older, cleaner in ((host.file, newer), (newer, host.file)) * 3:
         start_all([older], env)
@@ -100,7 +100,7 @@ def test_one_cleans_up_while_the_other_starts(host: Host, newer: Path) -> None:
 
 
 class RemovedMeanwhile(PosixPath):
-    """A folder that others remove and make anew, just before its removal."""
+    """A folder that others remove and make anew, just before we remove it."""
 
     def lstat(self) -> os.stat_result:
         """What is there by now."""
@@ -144,7 +144,7 @@ exec(start)
 def test_a_file_that_is_replaced_while_it_unpacks_leaves_no_mixture(
     host: Host, newer: Path, folder: Path, way: str
 ) -> None:
-    """Else whoever went back to the older build would start the newer, under its name."""
+    """Otherwise, after going back to the older build, the newer one would start under its name."""
     older = folder / "older"
     shutil.copy(host.file, older)
     before = [sys.executable, "-IS", "-c", REPLACED]

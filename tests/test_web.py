@@ -378,7 +378,7 @@ def test_heads_together_may_have_2_mib() -> None:
     with serving({"/healthz": ok}, clock=Clock()) as running:
         clients = [running.connect(head) for _ in range(128)]
         end = time.monotonic() + PATIENCE
-        while running.server._head_bytes < 2 * 1024 * 1024:  # until all is read; nothing outside tells of it
+        while running.server._head_bytes < 2 * 1024 * 1024:  # until all is read, which shows in nothing else
             assert time.monotonic() < end
         assert running.get() == 200
         assert not _ended(clients)
@@ -606,7 +606,7 @@ def test_without_room_it_looks_for_some_after_a_tenth_of_a_second() -> None:
             assert asked.acquire(timeout=PATIENCE)
         late = running.connect(GET)
         end = time.monotonic() + PATIENCE
-        while running.server._accepting:  # nothing outside tells of it
+        while running.server._accepting:  # which shows in nothing else
             assert time.monotonic() < end
         for reply in replies:
             ok(reply)
@@ -619,7 +619,7 @@ def test_without_room_it_looks_for_some_after_a_tenth_of_a_second() -> None:
 
 
 def test_what_is_answered_between_two_turns_does_not_wait_for_an_event() -> None:
-    """As where the server's own thread also checks."""
+    """As when the server's own thread also checks."""
     replies: list[Reply] = []
 
     def answer_all() -> None:
@@ -923,7 +923,7 @@ def test_where_it_cannot_listen_the_flag_is_named() -> None:
 
 @needs_ipv6
 def test_a_port_in_use_in_one_family_is_in_use() -> None:
-    """Or a probe would listen where half of its clients find somebody else."""
+    """Otherwise half of a probe's clients would find somebody else."""
     with (
         socket.create_server(("::1", 0), family=socket.AF_INET6) as taken,
         pytest.raises(OSError, match="in use"),

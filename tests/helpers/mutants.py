@@ -266,7 +266,7 @@ def judge(module: str, source: str, tests: Sequence[str], seconds: float) -> str
 
 
 def tests_of(module: str, line: int, reached: Mapping[str, Reach]) -> dict[str, float]:
-    """Choose the tests that reach a line, or may, quick ones first, with the time each takes."""
+    """Choose the tests that reach a line, or may reach it, quick ones first, with the time each takes."""
     chosen: dict[str, float] = {}
     for file in TESTS[module].split():
         names = reached[file].tests.get((module, line), set()) | reached[file].starting
