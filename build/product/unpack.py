@@ -115,7 +115,8 @@ def packed(archive: str, build: str) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(archive) as file:
             yield file
-    except (zipfile.BadZipFile, zlib.error, LZMAError, TarError, EOFError, KeyError) as error:
+    # RuntimeError where it counts as encrypted, or as compressed in another way
+    except (zipfile.BadZipFile, zlib.error, LZMAError, TarError, EOFError, KeyError, RuntimeError) as error:
         problem = f"is damaged ({error}): copy it here again"
     # Another build is put here by renaming it, or by writing it from the beginning: all that was read before is of one build.
     with open(archive, "rb") as start:
