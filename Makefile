@@ -60,7 +60,7 @@ play: $(builds) bin/livenessprobe  ## break and mend the example driver by press
 test: lint bin/livenessprobe  ## lint, then all tests, on the built file too; every line and branch must be reached, unless tests are skipped
 	@rm -rf .cache/coverage
 	@# With a bound of its own: a test that fails must leave nobody waiting.
-	timeout --foreground --signal=INT --kill-after=60 $(LIMIT) $(python) -m coverage run -m pytest --numprocesses=$(WORKERS)
+	LIVENESSPROBE_PYTHON=$(CURDIR)/$(python) timeout --foreground --signal=INT --kill-after=60 $(LIMIT) $(python) -m coverage run -m pytest --numprocesses=$(WORKERS)
 	@$(python) -m coverage combine --quiet
 	@if [ -e .cache/skipped ]; then \
 		echo "Tests were skipped, see above; by those that ran, this was not reached:"; \
@@ -106,8 +106,8 @@ soak: $(builds) bin/livenessprobe  ## check that nothing grows over N=100000 che
 load: $(builds) bin/livenessprobe  ## hit it with storms of requests and a flood of half-open connections (SECONDS=60 of flood)
 	@$(python) benchmarks/load.py --program '$(PROGRAM)' --seconds $(SECONDS)
 
-bare:  ## make demo and make test on bare machines of Debian 12 and 13, as a user and as root (needs root and debootstrap)
-	PYTHONPATH=build/here:build/builder $(or $(PYTHON),python3) tests/helpers/bare_machine.py bookworm trixie
+bare:  ## make demo and make test on bare machines of Debian 12 and 13, as a user and as root (needs root, debootstrap; BARE=trixie:user)
+	PYTHONPATH=build/here:build/builder $(or $(PYTHON),python3) tests/helpers/bare_machine.py $(BARE)
 
 steady: $(tests) bin/livenessprobe  ## run the tests N=20 times beside two busy loops per processor, and say what failed
 	@$(python) tests/helpers/steady.py --runs $(or $(N),20) --workers $(WORKERS)

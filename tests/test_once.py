@@ -397,7 +397,7 @@ def test_a_broken_installation_is_told_as_an_answer(folder: Path) -> None:
         [*program.MODULE, "--once"],
         check=False,
         cwd=program.ROOT,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env=os.environ | program.measuring | {"PYTHONPATH": str(folder)},
         stderr=end,
         stdout=subprocess.PIPE,
         text=True,

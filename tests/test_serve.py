@@ -231,7 +231,7 @@ def test_the_answer_is_out_before_the_probe_timeout(socket_path: Path, trouble: 
                 # The first has to wait until the program has started, and is still answered in time.
                 answers = [probe.get() for _ in range(2)]
             assert [answer.status for answer in answers] == [500, 500]
-            assert min(answer.seconds for answer in answers) > 0.5
+            assert answers[1].seconds > 0.5
             shortest = [min(best, answer.seconds) for best, answer in zip(shortest, answers, strict=True)]
             if max(shortest) < 0.8:
                 return  # else once more: a machine that stalls for 50 ms is not our defect

@@ -32,20 +32,28 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 # The same program from the sources, for what the file cannot do, such as measuring coverage.
 MODULE = (sys.executable, "-m", "livenessprobe")
+# By this, a Python that starts measures. It takes longer than most processes here live, so only our sources get it.
+_MEASURING = "COVERAGE_PROCESS_CONFIG"
+measuring: dict[str, str] = {}
+"""The variable for processes that run our sources, while coverage is measured."""
+
+
+def measure_only_sources() -> None:
+    """Keep what measures from all other processes that this one starts."""
+    if config := os.environ.pop(_MEASURING, None):
+        measuring[_MEASURING] = config
 
 
 def built(user: int | None = None) -> tuple[str, ...]:
     """The command to test: `bin/livenessprobe`, or what the variable LIVENESSPROBE says.
 
-    When coverage is measured, this Python runs the same file, and measures. Another user may neither run this Python nor
-    enter the folder of this checkout, and gets a copy of the file elsewhere.
+    Another user may not be able to enter the folder of this checkout, and gets a copy of the file elsewhere.
     """
     if chosen := os.environ.get("LIVENESSPROBE"):
         return tuple(shlex.split(chosen))
     if user is not None:
         return (_public_copy(),)
-    file = str(ROOT / "bin" / "livenessprobe")
-    return (sys.executable, file) if "COVERAGE_PROCESS_CONFIG" in os.environ else (file,)
+    return (str(ROOT / "bin" / "livenessprobe"),)
 
 
 @functools.cache
@@ -82,12 +90,13 @@ def run_once(
     timeout: float = 120.0,
 ) -> subprocess.CompletedProcess[str]:
     """Runs the program to its end: for --once, --version or flags it refuses."""
+    words = [*(command or built(user)), *args]
     return subprocess.run(
-        [*(command or built(user)), *args],
+        words,
         capture_output=True,
         check=False,
         cwd=ROOT,
-        env=_environment(env),
+        env=_environment(words, env),
         stdin=subprocess.DEVNULL,
         text=True,
         timeout=timeout,
@@ -154,7 +163,7 @@ class Probe:
             self._args,
             cwd=ROOT,
             encoding="utf-8",
-            env=_environment(self._env),
+            env=_environment(self._args, self._env),
             errors="backslashreplace",
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
@@ -325,5 +334,5 @@ class Probe:
             stream.close()
 
 
-def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
-    return {**os.environ, **(more or {})}
+def _environment(words: Sequence[str], more: Mapping[str, str] | None) -> dict[str, str]:
+    return {**os.environ, **(measuring if "-m" in words else {}), **(more or {})}
