@@ -335,4 +335,4 @@ class Probe:
 
 
 def _environment(words: Sequence[str], more: Mapping[str, str] | None) -> dict[str, str]:
-    return {**os.environ, **(measuring if "-m" in words else {}), **(more or {})}
+    return {**os.environ, **(measuring if sys.executable in words else {}), **(more or {})}
