@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from livenessprobe import __version__, config, goflags, log
+from livenessprobe import __version__, config, goflags, log, postponed
 from livenessprobe.config import Exit
 from livenessprobe.writer import write_out
 
@@ -56,6 +56,7 @@ def _run(given: config.Given) -> Exit:
     except Interrupted:
         _logger.info("Stopping")
         return Exit.OK
+    postponed.postpone(postponed.UNUSED_SERVING)
     from livenessprobe.serve import serve
 
     return serve(settings, listeners)

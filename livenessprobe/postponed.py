@@ -10,12 +10,26 @@ import threading
 import types
 from collections.abc import Mapping
 
-# What is imported in vain, by whom, and the attributes that are copied or used at import, with stand-ins for them.
-UNUSED: Mapping[str, Mapping[str, object]] = {
+# What every run imports in vain, by whom, and the attributes that are copied or used at import, with stand-ins for them.
+UNUSED: dict[str, Mapping[str, object]] = {
     # logging, for formats and exceptions that are not ours; log.py, for --vmodule
     "fnmatch": {},
     "string": {"Formatter": object, "Template": None},
     "traceback": {},
+    # protobuf
+    "google.protobuf.descriptor_database": {},
+    "google.protobuf.internal.python_message": {},
+    "google.protobuf.internal.well_known_types": {"WKTBASES": {}},
+    "google.protobuf.text_encoding": {},
+    "google.protobuf.text_format": {},
+    "pickle": {},
+    # grpc: its second half, which wants TLS as well, of which the image has nothing
+    "asyncio": {},
+    "grpc.aio": {},
+    "inspect": {},
+}
+# The same, by what only serving loads.
+UNUSED_SERVING: dict[str, Mapping[str, object]] = {
     # http.server
     "copy": {},
     "datetime": {},
@@ -30,17 +44,6 @@ UNUSED: Mapping[str, Mapping[str, object]] = {
         "ThreadingMixIn": type("ThreadingMixIn", (), {}),
     },
     "urllib.parse": dict.fromkeys(("parse_qs", "quote_plus", "urlparse")),
-    # protobuf
-    "google.protobuf.descriptor_database": {},
-    "google.protobuf.internal.python_message": {},
-    "google.protobuf.internal.well_known_types": {"WKTBASES": {}},
-    "google.protobuf.text_encoding": {},
-    "google.protobuf.text_format": {},
-    "pickle": {},
-    # grpc: its second half, which wants TLS as well, of which the image has nothing
-    "asyncio": {},
-    "grpc.aio": {},
-    "inspect": {},
     # prometheus_client, which can also push, serve and compress
     "base64": {},
     "gzip": {},

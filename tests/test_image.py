@@ -610,7 +610,7 @@ sys.path[:] = ["/usr/lib/livenessprobe", *sys.path[-2:]]
 from image_start import CoreFinder
 from livenessprobe import postponed
 sys.meta_path.append(CoreFinder)
-postponed.postpone(postponed.UNUSED)
+postponed.postpone(postponed.UNUSED | postponed.UNUSED_SERVING)
 for folder in sys.path:
     for module in pkgutil.walk_packages([folder], onerror=print):
         try:
@@ -652,7 +652,7 @@ sys.path.insert(0, "/usr/lib/livenessprobe")
 from image_start import CoreFinder
 from livenessprobe import postponed
 sys.meta_path.append(CoreFinder)
-postponed.postpone(postponed.UNUSED)
+postponed.postpone(postponed.UNUSED | postponed.UNUSED_SERVING)
 exec(open("/driver.py").read())
 """
     driver_arguments = [

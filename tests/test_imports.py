@@ -11,7 +11,18 @@ MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "ide
 # Leaves may use quoting, which imports nothing.
 SIBLINGS = {
     "__main__": {"command", "postponed"},
-    "command": {"config", "goflags", "listening", "log", "once", "resolving", "serve", "versions", "writer"},
+    "command": {
+        "config",
+        "goflags",
+        "listening",
+        "log",
+        "once",
+        "postponed",
+        "resolving",
+        "serve",
+        "versions",
+        "writer",
+    },
     "serve": {
         *("checks", "config", "driver", "driver_name", "exchange", "health", "history", "metrics"),
         *("limits", "listening", "routes", "stopping", "threads", "versions", "web"),

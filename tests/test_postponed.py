@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import program
 import pytest
 
-from livenessprobe.postponed import UNUSED
+from livenessprobe.postponed import UNUSED, UNUSED_SERVING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 LOADED = """
 import sys
-names = [name for name in postponed.UNUSED if not isinstance(sys.modules.get(name), postponed.Postponed)]
+names = [name for name in postponed.UNUSED | postponed.UNUSED_SERVING if not isinstance(sys.modules.get(name), postponed.Postponed)]
 """
 
 
@@ -139,6 +139,7 @@ def test_the_program_leaves_unloaded_what_it_does_not_use(modules: str, used: se
     """Otherwise a new version of a library uses one of them, and the table no longer tells the truth."""
     code = f"""
 postponed.postpone(postponed.UNUSED)
+postponed.postpone(postponed.UNUSED_SERVING)
 import {modules}
 {LOADED}
 import json
@@ -150,7 +151,17 @@ print(json.dumps(names))
 def test_every_entry_of_the_table_is_imported_by_something() -> None:
     code = """
 import logging, http.server, google.protobuf.wrappers_pb2, prometheus_client, dataclasses, grpc
-print(*(name for name in postponed.UNUSED if name not in sys.modules))
+print(*(name for name in postponed.UNUSED | postponed.UNUSED_SERVING if name not in sys.modules))
 """
     assert python(code, measured=False) == ""
-    assert UNUSED
+    assert UNUSED.keys() | UNUSED_SERVING.keys()
+
+
+def test_a_check_without_a_server_imports_nothing_that_is_postponed_for_serving() -> None:
+    """Otherwise it belongs into the other table."""
+    code = """
+postponed.postpone(postponed.UNUSED)
+import livenessprobe.command, livenessprobe.once, livenessprobe.driver, livenessprobe.unix_call, livenessprobe.grpc_call
+print(*(name for name in postponed.UNUSED_SERVING if name in sys.modules))
+"""
+    assert python(code, measured=False) == ""

@@ -74,9 +74,9 @@ class Root:
 
     def _postponed(self) -> list[str]:
         sys.path.insert(0, str(self.payload))
-        from livenessprobe.postponed import UNUSED as POSTPONED
+        from livenessprobe.postponed import UNUSED, UNUSED_SERVING
 
-        return list(POSTPONED)
+        return [*UNUSED, *UNUSED_SERVING]
 
     # ---- Debian
 
