@@ -145,7 +145,7 @@ def test_flagz_lists_every_flag_with_its_value(probe: program.Probe, socket_path
     assert flags.keys() == {flag.name for flag in config.FLAGS}
     assert list(flags) == sorted(flags)
     assert flags["csi-address"] == str(socket_path)
-    assert flags["probe-timeout"] == "1s"
+    assert flags["probe-timeout"] == "3s"
     assert flags["statusz"] == "true"
 
 
