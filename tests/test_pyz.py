@@ -626,6 +626,33 @@ def test_a_signal_while_it_looks_for_a_python_ends_it_well(
     assert (start.returncode, errors) == (0, "")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_python_reads_the_start_ends_it_like_any_other(
+    host: Host, folder: Path, number: signal.Signals
+) -> None:
+    host.runs()
+    content = host.file.read_bytes()
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    env = {"PATH": os.environ["PATH"], "SHIV_ROOT": str(host.cache)}
+    heard = "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_DFL); os.execv(sys.argv[2], sys.argv[2:])"
+    command = [sys.executable, "-c", heard, str(int(number)), "/bin/sh", str(pipe), "--health-port=0"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as start:
+        pipe.write_bytes(content[: content.index(b"PK\3\4")])
+        end = time.monotonic() + 60
+        process = Path("/proc", str(start.pid))
+        # Asleep, Python waits for who writes; before, it may still be the shell that has the pipe open.
+        while not (b"-IS" in (process / "cmdline").read_bytes() and ") S " in (process / "stat").read_text()):
+            assert time.monotonic() < end
+        with pipe.open("wb") as read_by_python:
+            start.send_signal(number)
+            read_by_python.write(content[:16384])
+        _, errors = start.communicate(timeout=60)
+
+    assert start.returncode == 0, errors
+    assert all(re.match(r"[IWE]\d{4} ", line) for line in errors.splitlines()), errors
+
+
 def test_a_check_that_is_ended_before_it_began_is_not_taken_for_a_healthy_one(pythons: Pythons) -> None:
     pythons.add(pythons.path, "python3", "#!/bin/sh\nkill -TERM $PROBE\nexit 1\n")
     command = ["/bin/sh", "-c", 'PROBE=$$ exec "$0" --once', str(pythons.file)]

@@ -47,14 +47,18 @@ START = "__main__.py"
 #
 # The file may be replaced, or still be copied, while it starts. So the braces: a shell runs all of what is between, or
 # nothing. And Python looks for the start itself, which is the archive's first entry, behind its name and before the next
-# signature: these lines may be another build's by then.
+# signature: these lines may be another build's by then. Signals are held back first of all, in a Python that can do that:
+# for reading and compiling the start takes it another 4 ms, in which SIGINT would be a traceback.
 HEADER = """#!/bin/sh
 # coding: livenessprobe-is-damaged--copy-it-here-again
 {{ # livenessprobe {release} for CPython {version} on Linux {machine}. An archive follows, which Python unpacks and runs.
 case " $*" in *" -once"* | *" --once"*) ;; *) trap 'exit 0' INT TERM ;; esac
 export LC_ALL=C
 fail() {{ echo "livenessprobe: $1" >&2; exit 1; }}
-start='import sys; f = open(sys.argv[1], "rb"); s = f.read(16384).split(b"PK\\3\\4"); s[2:] or sys.exit("livenessprobe: " + sys.argv[1] + " is damaged: copy it here again"); f.close(); exec(s[1][{start}:])'
+start='
+try: from _signal import *; pthread_sigmask(SIG_BLOCK, (SIGINT, SIGTERM))
+except ImportError: pass
+import sys; f = open(sys.argv[1], "rb"); s = f.read(16384).split(b"PK\\3\\4"); s[2:] or sys.exit("livenessprobe: " + sys.argv[1] + " is damaged: copy it here again"); f.close(); exec(s[1][{start}:])'
 tried=
 case ${{LIVENESSPROBE_TRIED-}} in "$$ "*) tried=${{LIVENESSPROBE_TRIED#* }} ;; esac
 try() {{
