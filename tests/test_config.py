@@ -289,6 +289,7 @@ def test_csi_addresses(address: str, path: str | None) -> None:
         ("Dns:Driver.example:9000", "dns:Driver.example:9000"),
         ("DNS:///DNS:9000", "dns:///DNS:9000"),
         ("IPV4:127.0.0.1:9000", "ipv4:127.0.0.1:9000"),
+        ("IPV6:[::1]:9000", "ipv6:[::1]:9000"),
         ("UNIX-ABSTRACT:CSI", "unix-abstract:CSI"),
         ("VSOCK:2:9000", "vsock:2:9000"),
         ("passthrough:///driver.example:9000", "dns:///driver.example:9000"),
