@@ -28,8 +28,10 @@ class Connection:
         self.client, self.routes, self.deadline = client, routes, deadline
         self.head = b""
         """What has come of the request's head, while reading."""
-        self.may_still_send = self.only_head = False
-        self.answer = NO_ANSWER
+        # Known once it has asked.
+        self.may_still_send: bool
+        self.only_head: bool
+        self.answer: tuple[bytes, bytes]
         """Head and body, while they are not sent."""
         self.sent = 0
         """Bytes of the answer that the kernel took."""

@@ -24,7 +24,7 @@ from test_exchange import FINE, MALFORMED, NO_HTTP1, read_answer
 
 from livenessprobe import web
 from livenessprobe.config import ConfigError, parse
-from livenessprobe.connection import Connection
+from livenessprobe.connection import Connection, Undelivered
 from livenessprobe.exchange import LONGEST_HEAD, Response
 from livenessprobe.listening import Listener, listen
 from livenessprobe.web import Server
@@ -307,6 +307,71 @@ def test_clients_may_leave_at_any_moment(
     assert healthy.get() == 200
 
 
+def until_empty(connections: Callable[[], object]) -> None:
+    """Waits until the server has none of a kind any more, of which nothing outside tells."""
+    end = time.monotonic() + PATIENCE
+    while connections():
+        assert time.monotonic() < end
+
+
+def test_those_who_left_are_forgotten_at_once() -> None:
+    body = bytes(range(256)) * 100
+    large = {"/large": lambda reply: reply(Response(200, body))}
+    with serving({"/healthz": ok, **large}, clock=Clock()) as running:
+        for leave in (socket.socket.close, reset):
+            half_open = running.connect(b"GET /hea")
+            assert running.get() == 200
+            assert running.server._reading
+            leave(half_open)
+            until_empty(lambda: running.server._reading)
+
+        with running.connect_narrow(b"GET /large HTTP/1.0\r\n\r\n") as reading:
+            assert read_answer(read_all(reading)).body == body
+        until_empty(lambda: running.server._leaving)
+
+
+def test_an_empty_line_alone_is_taken_from_before_a_request(healthy: Serving) -> None:
+    assert healthy.get(b"\r\n\nXGET /healthz HTTP/1.0\r\n\r\n") == 405
+
+
+def test_a_server_leaves_no_descriptor_and_any_number_of_stops_does_not_block() -> None:
+    before = os.listdir("/proc/self/fd")
+    turns: list[None] = []
+    listener = Listener("127.0.0.1", 0, {})
+    server = Server(listener)
+
+    def stop() -> None:
+        for _ in range(100_000):
+            server.stop()
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    server.run(lambda: turns.append(None))
+    server.close()
+    assert len(turns) == 1
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_while_nothing_happens_it_does_nothing() -> None:
+    turns: list[None] = []
+    listener = Listener("127.0.0.1", 0, {"/healthz": ok})
+    server = Server(listener)
+    thread = threading.Thread(target=server.run, args=(lambda: turns.append(None),), daemon=True)
+    thread.start()
+    with socket.create_connection(("127.0.0.1", listener.port), PATIENCE) as client:
+        client.sendall(GET)
+        assert read_answer(read_all(client)).status == 200
+        server.wake_up.write(b"\0")
+        assert not select.select([listener], [], [], 0.5)[0]
+        assert len(turns) < 20
+    server.stop()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    server.close()
+
+
 def test_clients_may_leave_while_they_wait() -> None:
     replies: list[Reply] = []
     waiting = threading.Semaphore(0)
@@ -583,6 +648,7 @@ def test_at_least_8_connections_are_served_however_few_there_may_be() -> None:
 def test_descriptors_are_left_for_the_rest_of_the_program(beyond: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = hard - 48
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
     try:
         with serving({"/healthz": ok}, most=most + beyond) as running:
             assert running.server._most == min(most, most + beyond)
@@ -698,7 +764,8 @@ def test_slow_readers_get_all_of_a_large_answer() -> None:
 
 
 def test_without_descriptors_half_open_connections_are_evicted(errors: list[tuple[str, object]]) -> None:
-    with serving({"/healthz": ok}) as running, contextlib.ExitStack() as stack:
+    clock = Clock()
+    with serving({"/healthz": ok}, clock=clock) as running, contextlib.ExitStack() as stack:
         address = ("127.0.0.1", running.ports[0])
         half_open = [running.connect() for _ in range(3)]
         running.get()
@@ -720,6 +787,7 @@ def test_without_descriptors_half_open_connections_are_evicted(errors: list[tupl
             assert time.process_time() - before < 0.2, "it tries again and again meanwhile"
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        clock.now += 1
         for client in clients:
             assert read_answer(read_all(client)).status == 200
     assert errors == [
@@ -772,13 +840,23 @@ def test_out_of_memory_for_its_answer_a_connection_is_dropped(errors: list[tuple
 
 
 def test_out_of_memory_with_nobody_to_evict_ends_the_server() -> None:
+    ended: list[type[BaseException]] = []
+
+    def run() -> None:
+        try:
+            server.run()
+        except MemoryError as error:
+            ended.append(type(error))
+
     memory = Memory()
     listener = Listener("127.0.0.1", 0, {})
     server = Server(listener, clock=memory)
     with contextlib.closing(listener), socket.create_connection(("127.0.0.1", listener.port), PATIENCE):
         memory.short_in = "_accept"
-        with pytest.raises(MemoryError):
-            server.run()
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+        assert ended == [MemoryError]
     server.close()
 
 
@@ -792,7 +870,7 @@ def test_that_there_are_no_descriptors_is_told_once_a_minute(errors: list[tuple[
             client.settimeout(PATIENCE)
             client.connect(("127.0.0.1", running.ports[0]))
             client.sendall(GET)
-            for now, told, until in ((0.0, 1, 0.5), (59.9, 1, 60.4), (60.0, 1, 60.4), (61.0, 2, 61.5), (120.0, 2, 120.5)):  # fmt: skip
+            for now, told, until in ((0.0, 1, 0.5), (59.5, 1, 60.0), (60.0, 2, 60.5), (119.5, 2, 120.0), (120.0, 3, 120.5)):  # fmt: skip
                 clock.now = now
                 end = time.monotonic() + PATIENCE
                 # When it tries again, which shows in nothing else; it pauses before it says why.
@@ -827,6 +905,24 @@ def test_what_was_not_sent_of_an_answer_is_its_end(sent: int) -> None:
         connection.answer = (b"head", b"body")
         connection.sent = sent
         assert b"".join(connection.unsent()) == b"headbody"[sent:]
+
+
+def test_a_body_counts_once_until_the_last_who_gets_it_is_done() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        one, other = (Connection(ours, {}, 0.0) for _ in range(2))
+        undelivered, body = Undelivered(), bytes(1000)
+        for connection, in_kernel, kept, expected in (
+            (one, 10, body, 1010),
+            (other, 20, body, 1030),
+            (one, 5, body, 1025),
+            (one, 0, b"", 1020),
+            (other, 7, b"", 7),
+            (other, 0, b"", 0),
+        ):
+            undelivered.count(connection, in_kernel, kept)
+            assert undelivered.bytes == expected
+        assert not undelivered._clients, "a body is remembered"
 
 
 # ---- listening
@@ -973,7 +1069,7 @@ def test_stop_drops_who_has_not_asked_and_answers_who_has() -> None:
         replies.append(reply)
         asked.release()
 
-    with serving({"/later": later}) as running:
+    with serving({"/later": later}, clock=Clock()) as running:
         running.drain_seconds = PATIENCE
         silent, half_open = running.connect(), running.connect(b"GET /later")
         waiting = running.connect(b"GET /later HTTP/1.0\r\n\r\n")
