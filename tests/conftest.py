@@ -14,6 +14,7 @@ import program
 import pytest
 import this_run
 from fake_driver import FakeDriver
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,11 @@ _THE_FIRST = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The same examples in each run; new ones are torture's. A slow machine is not a failure.
+    settings.register_profile(
+        "tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("tests")
     config.stash[_THE_FIRST] = this_run.begin()
     if hasattr(config, "workerinput"):  # the first process still has to start workers that measure
         program.measure_only_sources()

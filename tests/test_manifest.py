@@ -25,7 +25,7 @@ import yaml
 import yaml_nodes
 from check_manifest import IMAGE as SUGGESTED
 from finding import Finding, Kind
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from probing import HEALTH_PATHS, sent
 from sidecar import ADVISED_MEMORY, LEAST_MEMORY, PROGRAM, REQUESTED_MEMORY, check
@@ -1031,7 +1031,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(
     tree=TREES,
     path=st.sampled_from(["", "spec", "spec.containers.1", ARGS, HTTP_GET, SECURITY]),
