@@ -55,6 +55,7 @@ def test_the_flags_are_those_of_the_contract() -> None:
     assert {flag.name for flag in config.FLAGS} == STRINGS.keys() | BOOLEANS | OLD.keys()
     assert {flag.name: flag.default for flag in config.FLAGS if flag.name in STRINGS} == STRINGS
     assert {flag.name for flag in config.FLAGS if flag.read is goflags.boolean} >= BOOLEANS
+    assert {flag.default for flag in config.FLAGS if flag.read is goflags.boolean} == {"", "false", "true"}
 
 
 def test_defaults() -> None:
@@ -86,6 +87,7 @@ def test_flags_are_written_as_go_does() -> None:
         "vmodule": "driver.py=5,,web=4",
         "log_dir": "/x",
         "log_file_max_size": "07",
+        "log-json-info-buffer-size": "4Ki",
         "logging-format": "json",
         "one_output": "1",
         "stderrthreshold": "Warning",

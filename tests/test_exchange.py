@@ -79,6 +79,7 @@ MALFORMED: dict[str, tuple[bytes, int]] = {
     "carriage return in a field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: b\rC: d\r\n\r\n", 400),
     "escape in a field": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"A: \x1b[31m\r\n\r\n", 400),
     "negative length": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n", 400),
+    "length and a letter": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length: 5X\r\n\r\n", 400),
     "no length": (b"GET /healthz HTTP/1.1\r\n" + HOST + b"Content-Length:\r\n\r\n", 400),
     "length and a no-break space": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\xa0\r\n\r\n", 400),
     "two lengths in one": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 5, 5\r\n\r\n", 400),
