@@ -32,8 +32,12 @@ def setup(verbosity: int, vmodule: Sequence[tuple[str, int]], json_lines: bool) 
     handler.addFilter(lambda record: _enabled(record, verbosity, modules))
     ours.handlers = [handler]
     # Otherwise whatever ends a thread, or fails while an object is freed, would print a traceback.
-    threading.excepthook = lambda failed: report(failed.exc_value)
-    sys.unraisablehook = lambda failed: report(failed.exc_value)
+    threading.excepthook = sys.unraisablehook = _report_failed
+
+
+def _report_failed(failed: "threading.ExceptHookArgs | sys.UnraisableHookArgs") -> None:
+    with suppress(MemoryError):
+        report(failed.exc_value)
 
 
 def report(error: BaseException | None) -> None:

@@ -60,7 +60,7 @@ def _check(config: Config) -> Verdict:
         saying = partial(
             progress.say, config.csi_address, patience.total, done.wait, on_terminal=os.isatty(2)
         )
-        threads.start("waiting", saying)
+        threads.start(saying)
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:

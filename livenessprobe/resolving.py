@@ -4,6 +4,8 @@ import signal
 import socket
 import threading
 
+from livenessprobe import threads
+
 _LOOK_SECONDS = 0.05
 
 
@@ -22,23 +24,24 @@ def resolve(host: str, port: int) -> tuple[int, tuple[object, ...]]:
         pass  # a name
     found: list[tuple[int, tuple[object, ...]]] = []
     errors: list[Exception] = []
+    done = threading.Event()
 
     def look_up() -> None:
         try:
             found.append(_look_up(host, port))
         except (OSError, UnicodeError) as error:
             errors.append(error)
+        finally:
+            done.set()
 
     # Nothing ends getaddrinfo(), and a handler would run only after it: a thread of its own, which ends with us.
-    thread = threading.Thread(target=look_up, name="resolver", daemon=True)
     try:
-        thread.start()
-    except RuntimeError:  # the system grants none
+        threads.start(look_up)
+    except threads.Denied:
         look_up()
-    while thread.is_alive():
+    while not done.wait(_LOOK_SECONDS):
         if signal.sigpending():
             raise Interrupted
-        thread.join(_LOOK_SECONDS)
     for error in errors:
         raise error
     return found[0]

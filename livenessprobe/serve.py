@@ -167,7 +167,7 @@ def _load_work(
 def _started(name: str, work: Callable[[], None]) -> bool:
     """Start a thread, or log why the system grants none."""
     try:
-        threads.start(name, work)
+        threads.start(work)
     except threads.Denied as denied:
         _logger.warning("Going on without a thread", {"thread": name, "reason": str(denied)})
         return False

@@ -1,21 +1,40 @@
-"""Starting a thread, or saying which limits may be in the way: Python only says that it could not."""
+"""Starting a thread, or saying which limits may be in the way: Python only says that it could not, or waits for ever."""
 
+import _thread
 import threading
 from collections.abc import Callable
 
-from livenessprobe import limits
+_BEGIN_SECONDS = 5.0
 
 
 class Denied(Exception):
-    """The system grants no thread."""
+    """The system grants no thread; its text says which limits there are."""
 
+    def __str__(self) -> str:
+        from livenessprobe import limits
 
-def start(name: str, work: Callable[[], None]) -> None:
-    """Do the work on a thread that the program's end does not wait for; raises Denied if the system grants none."""
-    try:
-        threading.Thread(target=work, name=name, daemon=True).start()
-    except RuntimeError as error:
-        raise Denied(
-            f"{error}: a limit on processes (the container's, the pod's, the user's) or on memory is reached, or a seccomp"
+        return (
+            f"{self.args[0]}: a limit on processes (the container's, the pod's, the user's) or on memory is reached, or a seccomp"
             f" profile does not know clone3; seen from here: {', '.join(limits.of_threads())}"
-        ) from None
+        )
+
+
+def start(work: Callable[[], None]) -> None:
+    """Do the work on a thread that the program's end does not wait for; raises Denied if the system grants none.
+
+    Not by threading.Thread, whose start() waits until the thread says that it has begun: one for which there is no more
+    memory then never does.
+    """
+    begun, turn = threading.Event(), threading.Lock()
+
+    def run() -> None:
+        if turn.acquire(blocking=False):  # else it was given up
+            begun.set()
+            work()
+
+    try:
+        _thread.start_new_thread(run, ())
+    except RuntimeError as error:
+        raise Denied(str(error)) from None
+    if not begun.wait(_BEGIN_SECONDS) and turn.acquire(blocking=False):
+        raise Denied("a new thread does not begin")

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from livenessprobe import threads
+
 MOST_BYTES = 64 * 1024  # in the queue; a pipe holds as much again
 MOMENT_SECONDS = 0.3  # for the last lines; two of these and the answers still on their way fit into a second
 
@@ -29,8 +31,8 @@ class Writer:
         self._torn = False
         self._has_thread = True
         try:
-            threading.Thread(target=self._run, name="writer", daemon=True).start()
-        except RuntimeError:  # the system grants none
+            threads.start(self._run)
+        except threads.Denied:
             self._has_thread = False
 
     def write(self, line: str) -> None:

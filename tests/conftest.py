@@ -40,8 +40,6 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     settings.load_profile("tests")
     config.stash[_THE_FIRST] = this_run.begin()
-    if hasattr(config, "workerinput"):  # the first process still has to start workers that measure
-        program.measure_only_sources()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

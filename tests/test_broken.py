@@ -33,7 +33,7 @@ def test_once_says_nothing_while_it_loads_and_then_what_was_wrong(folder: Path) 
             [*program.MODULE, "--once", "--csi-address=dns:///127.0.0.1:1"],
             check=False,
             cwd=program.ROOT,
-            env=os.environ | program.measuring | environment(folder),
+            env=os.environ | environment(folder),
             stderr=standard_error,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -36,11 +36,6 @@ GET = FINE["HTTP/1.1"]
 NO_ANSWER = f"rpc error: code = DeadlineExceeded desc = no answer to {SERVICE}Probe in time"
 MIB = 2**20
 
-# Most run the built file; a few that together reach every line also run the sources, to measure that.
-BOTH = pytest.mark.parametrize(
-    "command", [program.built(), program.MODULE], ids=["file", "sources"], indirect=True
-)
-
 
 def arguments(socket_path: Path, timeout: str = "1s") -> list[str]:
     return [f"--csi-address={socket_path}", "--http-endpoint=127.0.0.1:0", f"--probe-timeout={timeout}"]
@@ -246,7 +241,7 @@ def limited(probe: program.Probe, what: int, limit: int) -> Iterator[None]:
             resource.prlimit(probe.pid, what, (soft, hard))
 
 
-@BOTH
+@program.BOTH
 def test_where_no_thread_is_to_be_had_it_serves_on_one(
     driver: FakeDriver, probe_factory: ProbeFactory, node: Node, socket_path: Path
 ) -> None:
@@ -397,7 +392,7 @@ def test_once_needs_no_thread(driver: FakeDriver, node: Node) -> None:
     assert (done.returncode, done.stdout) == (4, NO_ANSWER + "\n")
 
 
-@BOTH
+@program.BOTH
 def test_without_threads_for_grpc_a_check_ends_in_time(command: list[str] | None, node: Node) -> None:
     """Targets other than unix sockets need some: for a channel, or inside gRPC, which without them never ends a call."""
     told = set()

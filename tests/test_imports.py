@@ -47,6 +47,8 @@ SIBLINGS = {
     "goflags": {"quoting"},
     "health": {"quoting"},
     "log": {"limits", "quoting", "writer"},
+    "writer": {"threads"},
+    "resolving": {"threads"},
 }
 ONLY_IN: dict[str, set[str]] = {
     "grpc": {"grpc_call"},

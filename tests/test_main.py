@@ -60,9 +60,10 @@ def test_version(command: Sequence[str] | None) -> None:
     )
 
 
+@program.BOTH
 @pytest.mark.parametrize("argument", ["-h", "--help"])
-def test_help(argument: str) -> None:
-    done = program.run_once(["--v=1", argument])
+def test_help(argument: str, command: Sequence[str]) -> None:
+    done = program.run_once(["--v=1", argument], command=command)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("livenessprobe answers /healthz")
@@ -114,6 +115,7 @@ def test_a_flag_error_exits_2_with_one_short_line(arguments: list[str], said: st
     assert len(done.stderr) < 300
 
 
+@program.BOTH
 @pytest.mark.parametrize(
     ("argument", "redirection", "code"),
     [
@@ -127,10 +129,10 @@ def test_a_flag_error_exits_2_with_one_short_line(arguments: list[str], said: st
     ],
 )
 def test_where_nothing_can_be_written_the_exit_code_still_tells(
-    argument: str, redirection: str, code: int
+    command: Sequence[str], argument: str, redirection: str, code: int
 ) -> None:
-    command = ["/bin/sh", "-c", f'"$@" {redirection}', "sh", *program.built(), argument]
-    done = subprocess.run(command, capture_output=True, check=False, cwd=program.ROOT, timeout=30)
+    in_shell = ["/bin/sh", "-c", f'"$@" {redirection}', "sh", *command, argument]
+    done = subprocess.run(in_shell, capture_output=True, check=False, cwd=program.ROOT, timeout=30)
 
     assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
 
@@ -276,6 +278,15 @@ def test_bad_configuration_in_json_is_one_line_of_json(argument: str, taken_port
     assert done.returncode == 1
     assert list(line) == ["ts", "caller", "msg", "err", "flag", "value"]
     assert (line["flag"], line["value"]) == ("health-port", argument.partition("=")[2])
+
+
+@program.BOTH
+def test_a_warning_is_a_line_and_the_check_goes_on(command: Sequence[str]) -> None:
+    arguments = ["--logtostderr", "--once", "--csi-address=/nowhere", "--connection-timeout=0"]
+    done = program.run_once(arguments, command=command)
+
+    assert (done.returncode, done.stdout) == (3, "cannot connect to /nowhere: no such file or directory\n")
+    assert re.fullmatch(r'W.*\] "[^"]+" flag="logtostderr"\n', done.stderr)
 
 
 def test_two_servers_on_one_port() -> None:

@@ -304,12 +304,8 @@ def test_a_drivers_name_cannot_forge_a_series() -> None:
 
 # ---- the program
 
-BOTH = pytest.mark.parametrize(
-    "command", [program.built(), program.MODULE], ids=["file", "sources"], indirect=True
-)
 
-
-@BOTH
+@program.BOTH
 def test_for_a_scraper_that_takes_gzip_it_is_the_same_packed(
     driver: FakeDriver, probe: program.Probe, command: Sequence[str]
 ) -> None:
@@ -328,7 +324,7 @@ def test_for_a_scraper_that_takes_gzip_it_is_the_same_packed(
     assert probe.get(headers={"Accept-Encoding": "gzip"}).body == b"ok"
 
 
-@BOTH
+@program.BOTH
 def test_a_series_of_checks(driver: FakeDriver, probe: program.Probe, command: Sequence[str]) -> None:
     started = time.time()
     series = scraped(probe)

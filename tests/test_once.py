@@ -207,9 +207,11 @@ def test_a_peer_that_accepts_and_says_nothing_is_no_answer(socket_path: Path, pe
 
 
 @contextmanager
-def started(*args: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+def started(
+    *args: str, command: Sequence[str] = program.built(), stderr: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*program.built(), "--once", *args],
+        [*command, "--once", *args],
         cwd=program.ROOT,
         stderr=stderr,
         stdin=subprocess.DEVNULL,
@@ -238,11 +240,13 @@ def read_line(descriptor: int, seconds: float) -> str:
 
 
 @contextmanager
-def on_a_terminal(*args: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def on_a_terminal(
+    *args: str, command: Sequence[str] = program.built()
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The program with a terminal as its standard error, and the descriptor to read it from."""
     terminal, end = pty.openpty()
     try:
-        with started(*args, stderr=end) as process:
+        with started(*args, command=command, stderr=end) as process:
             yield process, terminal
     finally:
         os.close(end)
@@ -311,9 +315,12 @@ def test_elsewhere_it_says_so_after_10_seconds(socket_path: Path) -> None:
 # ---- signals
 
 
+@program.BOTH
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_interrupted_while_waiting_it_tells_the_reason_so_far(socket_path: Path, number: signal.Signals) -> None:  # fmt: skip
-    with on_a_terminal(f"--csi-address={socket_path}") as (process, terminal):
+def test_interrupted_while_waiting_it_tells_the_reason_so_far(
+    command: Sequence[str], socket_path: Path, number: signal.Signals
+) -> None:
+    with on_a_terminal(f"--csi-address={socket_path}", command=command) as (process, terminal):
         read_line(terminal, 5)
         begin = time.monotonic()
         process.send_signal(number)
@@ -323,10 +330,13 @@ def test_interrupted_while_waiting_it_tells_the_reason_so_far(socket_path: Path,
     assert time.monotonic() - begin < 1
 
 
+@program.BOTH
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_interrupted_in_a_hanging_probe(driver: FakeDriver, number: signal.Signals) -> None:
+def test_interrupted_in_a_hanging_probe(
+    command: Sequence[str], driver: FakeDriver, number: signal.Signals
+) -> None:
     driver.set("hang")
-    with started(f"--csi-address={driver.target}", "--probe-timeout=1h") as process:
+    with started(f"--csi-address={driver.target}", "--probe-timeout=1h", command=command) as process:
         driver.wait(probing=1)
         begin = time.monotonic()
         process.send_signal(number)
@@ -397,7 +407,7 @@ def test_a_broken_installation_is_told_as_an_answer(folder: Path) -> None:
         [*program.MODULE, "--once"],
         check=False,
         cwd=program.ROOT,
-        env=os.environ | program.measuring | {"PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": str(folder)},
         stderr=end,
         stdout=subprocess.PIPE,
         text=True,

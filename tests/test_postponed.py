@@ -25,7 +25,7 @@ names = [name for name in postponed.UNUSED | postponed.UNUSED_SERVING if not isi
 def python(code: str, measured: bool = True) -> str:
     """What these lines print after `postponed` is imported; not measured, since coverage loads modules itself."""
     start = f"import sys; sys.path.insert(0, {str(program.ROOT)!r}); from livenessprobe import postponed\n"
-    env = os.environ | (program.measuring if measured else {})
+    env = {name: value for name, value in os.environ.items() if measured or not name.startswith("COVERAGE_")}
     command = [sys.executable, "-I", "-c", start + code]
     done = subprocess.run(command, capture_output=True, check=True, env=env, text=True, timeout=30)
     return done.stdout.strip()

@@ -41,11 +41,6 @@ PRINTABLE = r'a\nE1123 03:29:05.528510 9037 x.py:1] "forged"\r\x1b[31m\u2028\u20
 
 NO_ANSWER = "rpc error: code = DeadlineExceeded desc = no answer to /csi.v1.Identity/Probe in time"
 
-# Most run the built file; a few that together reach every line also run the sources, to measure that.
-BOTH = pytest.mark.parametrize(
-    "command", [program.built(), program.MODULE], ids=["file", "sources"], indirect=True
-)
-
 
 def statuses(probe: program.Probe) -> list[int]:
     return [probe.get(path).status for path in ("/healthz", "/readyz", "/livez")]
@@ -54,7 +49,7 @@ def statuses(probe: program.Probe) -> list[int]:
 # ---- verdicts
 
 
-@BOTH
+@program.BOTH
 def test_each_path_for_each_outcome(
     driver: FakeDriver, probe_factory: ProbeFactory, socket_path: Path
 ) -> None:
@@ -105,7 +100,7 @@ def _fields(page: str) -> dict[str, str]:
     }
 
 
-@BOTH
+@program.BOTH
 def test_statusz_tells_what_the_answers_and_the_log_tell(driver: FakeDriver, probe: program.Probe) -> None:
     probe.wait_for_log("Learnt the CSI driver's name")
     before = _fields(probe.get("/statusz").text)
@@ -139,6 +134,7 @@ def test_statusz_tells_what_the_answers_and_the_log_tell(driver: FakeDriver, pro
     assert driver.seen().probes == 6
 
 
+@program.BOTH
 def test_flagz_lists_every_flag_with_its_value(probe: program.Probe, socket_path: Path) -> None:
     flags = dict(line.split("=", 1) for line in probe.get("/flagz").text.splitlines() if "=" in line)
 
@@ -149,6 +145,7 @@ def test_flagz_lists_every_flag_with_its_value(probe: program.Probe, socket_path
     assert flags["statusz"] == "true"
 
 
+@program.BOTH
 def test_pages_for_people_can_be_turned_off(probe_factory: ProbeFactory) -> None:
     probe = probe_factory("--csi-address=/nowhere", "--http-endpoint=127.0.0.1:0", "--statusz=false")
     for path in ("/statusz", "/flagz"):
@@ -504,7 +501,7 @@ def test_hundreds_of_half_open_connections(driver: FakeDriver, probe: program.Pr
     assert probe.get().status == 200
 
 
-@BOTH
+@program.BOTH
 def test_few_descriptors_are_enough(socket_path: Path, driver: FakeDriver, command: Sequence[str]) -> None:
     """As under `ulimit -n 64`: idle clients cannot use up what a check needs."""
     limited = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh", *command]
@@ -668,7 +665,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 )
 
 
-@BOTH
+@program.BOTH
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.skipif(not _may(*HOSTS, "/etc/hosts"), reason="needs name spaces")
 def test_a_signal_ends_it_while_a_name_is_resolved(
@@ -701,7 +698,7 @@ def _questions(probe: program.Probe) -> int:
     return 0
 
 
-@BOTH
+@program.BOTH
 def test_where_ipv6_is_off_it_listens_on_ipv4(driver: FakeDriver, command: Sequence[str]) -> None:
     args = [f"--csi-address={driver.target}", "--http-endpoint=:0"]
     no_ipv6 = denying("socket", errno.EAFNOSUPPORT, argument=0, value=socket.AF_INET6)
@@ -710,7 +707,7 @@ def test_where_ipv6_is_off_it_listens_on_ipv4(driver: FakeDriver, command: Seque
         assert probe.get().status == 200
 
 
-@BOTH
+@program.BOTH
 @pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
 @pytest.mark.parametrize(
     "denied",
@@ -825,7 +822,7 @@ def test_addresses_that_cannot_be_had(args: list[str], flag: str, value: str, re
 # ---- stopping
 
 
-@BOTH
+@program.BOTH
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     "when", ["at once", "idle", "missing", "hanging", "connecting", "half-open", "lingering"]

@@ -68,17 +68,18 @@ class Verdict(NamedTuple):
     healthy: bool = False
     alive: bool = False
     answers: bool = False
-    """Whether the driver answers, which on a slow machine may be too late."""
+    """Whether whoever is there says or does something, which on a slow machine may be too late."""
 
 
-def unreachable(reason: str) -> Verdict:
-    return Verdict("unreachable", f"cannot connect to .*: {reason}")
+def unreachable(reason: str, answers: bool = False) -> Verdict:
+    return Verdict("unreachable", f"cannot connect to .*: {reason}", answers=answers)
 
 
 HEALTHY = Verdict("healthy", "ok", healthy=True, alive=True, answers=True)
 NOT_READY = Verdict("not ready", "driver responded but is not ready", alive=True, answers=True)
 NO_ANSWER = Verdict("no answer", "rpc error: code = DeadlineExceeded desc = .*")
-NO_HTTP2 = unreachable("the peer does not speak HTTP/2.*")
+NO_HTTP2 = unreachable("the peer does not speak HTTP/2.*", answers=True)
+CLOSED = unreachable("(closed by the peer|connection reset)", answers=True)
 KINDS = ("healthy", "not ready", "an error", "no answer", "unreachable")
 
 # What may be in the driver's place without being one.
@@ -90,7 +91,7 @@ OTHERS: dict[str, tuple[peers.Peer, Verdict]] = {
     "silent peer": (peers.silent, NO_ANSWER),
     "junk": (peers.junk, NO_HTTP2),
     "HTTP/1.1": (peers.http1, NO_HTTP2),
-    "closing peer": (peers.closing_at_once, unreachable("(closed by the peer|connection reset)")),
+    "closing peer": (peers.closing_at_once, CLOSED),
 }
 
 

@@ -18,12 +18,13 @@ def test_the_work_is_done_on_a_thread_that_does_not_keep_the_program() -> None:
         seen.append(threading.current_thread())
         done.set()
 
-    threads.start("some name", work)
+    threads.start(work)
     assert done.wait(10)
-    assert (seen[0].name, seen[0].daemon) == ("some name", True)
+    assert seen[0] is not threading.current_thread()
+    assert seen[0].daemon
 
 
 def test_where_none_is_to_be_had_it_says_which_limits_there_are() -> None:
     seen = r"(pids limit \w+, in use \d+, )*ulimit -u \w+, ulimit -v \w+, seccomp \w+"
     with no_thread_to_be_had(), pytest.raises(threads.Denied, match=rf"^can't .*; seen from here: {seen}$"):
-        threads.start("some name", lambda: None)
+        threads.start(lambda: None)

@@ -32,16 +32,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 # The same program from the sources, for what the file cannot do, such as measuring coverage.
 MODULE = (sys.executable, "-m", "livenessprobe")
-# By this, a Python that starts measures. It takes longer than most processes here live, so only our sources get it.
-_MEASURING = "COVERAGE_PROCESS_CONFIG"
-measuring: dict[str, str] = {}
-"""The variable for processes that run our sources, while coverage is measured."""
-
-
-def measure_only_sources() -> None:
-    """Keep what measures from all other processes that this one starts."""
-    if config := os.environ.pop(_MEASURING, None):
-        measuring[_MEASURING] = config
 
 
 def built(user: int | None = None) -> tuple[str, ...]:
@@ -54,6 +44,10 @@ def built(user: int | None = None) -> tuple[str, ...]:
     if user is not None:
         return (_public_copy(),)
     return (str(ROOT / "bin" / "livenessprobe"),)
+
+
+# Most tests run the built file alone; a few that together reach every line also run the sources, where that is measured.
+BOTH = pytest.mark.parametrize("command", [built(), MODULE], ids=["file", "sources"], indirect=True)
 
 
 @functools.cache
@@ -90,13 +84,12 @@ def run_once(
     timeout: float = 120.0,
 ) -> subprocess.CompletedProcess[str]:
     """Runs the program to its end: for --once, --version or flags it refuses."""
-    words = [*(command or built(user)), *args]
     return subprocess.run(
-        words,
+        [*(command or built(user)), *args],
         capture_output=True,
         check=False,
         cwd=ROOT,
-        env=_environment(words, env),
+        env=_environment(env),
         stdin=subprocess.DEVNULL,
         text=True,
         timeout=timeout,
@@ -163,7 +156,7 @@ class Probe:
             self._args,
             cwd=ROOT,
             encoding="utf-8",
-            env=_environment(self._args, self._env),
+            env=_environment(self._env),
             errors="backslashreplace",
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
@@ -334,5 +327,5 @@ class Probe:
             stream.close()
 
 
-def _environment(words: Sequence[str], more: Mapping[str, str] | None) -> dict[str, str]:
-    return {**os.environ, **(measuring if sys.executable in words else {}), **(more or {})}
+def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    return {**os.environ, **(more or {})}
