@@ -4,8 +4,6 @@ import _thread
 import threading
 from collections.abc import Callable
 
-_BEGIN_SECONDS = 5.0
-
 
 class Denied(Exception):
     """The system grants no thread; its text says which limits there are."""
@@ -19,11 +17,11 @@ class Denied(Exception):
         )
 
 
-def start(work: Callable[[], None]) -> None:
+def start(work: Callable[[], None], patience: float = 5.0) -> None:
     """Do the work on a thread that the program's end does not wait for; raises Denied if the system grants none.
 
     Not by threading.Thread, whose start() waits until the thread says that it has begun: one for which there is no more
-    memory then never does.
+    memory then never does. This waits for so many seconds; a thread that begins later does nothing.
     """
     begun, turn = threading.Event(), threading.Lock()
 
@@ -36,5 +34,5 @@ def start(work: Callable[[], None]) -> None:
         _thread.start_new_thread(run, ())
     except RuntimeError as error:
         raise Denied(str(error)) from None
-    if not begun.wait(_BEGIN_SECONDS) and turn.acquire(blocking=False):
+    if not begun.wait(patience) and turn.acquire(blocking=False):
         raise Denied("a new thread does not begin")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
+import sys
 import threading
+import time
 
 import pytest
 from test_writer import no_thread_to_be_had
@@ -22,6 +25,22 @@ def test_the_work_is_done_on_a_thread_that_does_not_keep_the_program() -> None:
     assert done.wait(10)
     assert seen[0] is not threading.current_thread()
     assert seen[0].daemon
+
+
+def test_one_that_does_not_begin_is_given_up_and_does_nothing_when_it_does() -> None:
+    done: list[str] = []
+    before, interval = _thread._count(), sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # no other thread runs before this one waits
+    try:
+        with pytest.raises(threads.Denied, match=r"^a new thread does not begin: "):
+            threads.start(lambda: done.append("the work"), patience=0)
+    finally:
+        sys.setswitchinterval(interval)
+    end = time.monotonic() + 20
+    while _thread._count() > before:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    assert not done
 
 
 def test_where_none_is_to_be_had_it_says_which_limits_there_are() -> None:
