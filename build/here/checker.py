@@ -5,6 +5,7 @@
 It is not part of the program, which would carry a YAML parser into every pod for it.
 """
 
+import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -44,15 +45,17 @@ def files() -> Iterator[tuple[str, bytes]]:
 
 
 def pack(output: Path) -> None:
-    """Write the file; the same bytes from the same sources."""
-    with output.open("wb") as file:
+    """Write the file; the same bytes from the same sources. Whoever runs it at that moment has the old one."""
+    new = output.with_name(f"{output.name}.{os.getpid()}")
+    with new.open("wb") as file:
         file.write(b"#!/usr/bin/env python3\n")
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in sorted(files()):
                 entry = zipfile.ZipInfo(name)  # with the default date, in 1980
                 entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
                 archive.writestr(entry, data)
-    output.chmod(0o755)
+    new.chmod(0o755)
+    new.replace(output)
 
 
 if __name__ == "__main__":
