@@ -1,6 +1,7 @@
 """Starting a thread, or saying which limits may be in the way: Python only says that it could not, or waits for ever."""
 
 import _thread
+import sys
 import threading
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ def start(work: Callable[[], None], patience: float = 5.0) -> None:
     begun, turn = threading.Event(), threading.Lock()
 
     def run() -> None:
+        sys.settrace(threading.gettrace())  # as threading.Thread does, for what measures or debugs
         if turn.acquire(blocking=False):  # else it was given up
             begun.set()
             work()
