@@ -38,6 +38,12 @@ def line(n: int) -> str:
     return f"{n:0{LINE - 1}d}"
 
 
+def take(descriptor: int, size: int) -> bytes:
+    """What there is, up to so many bytes; fails if nothing comes."""
+    assert select.select([descriptor], [], [], 20.0)[0]
+    return os.read(descriptor, size)
+
+
 def read_until(descriptor: int, last: str, seconds: float = 20.0) -> list[str]:
     """All lines, up to one that matches; fails if none comes."""
     data, end = b"", time.monotonic() + seconds
@@ -140,7 +146,7 @@ def test_the_queue_takes_64_kib_and_tells_at_once_when_there_is_room_again(more:
         writer = on(descriptor)
         for n in range(FITTING + more):
             writer.write(line(n))
-        os.read(reader, taken)
+        take(reader, taken)
         lines = read_until(reader, f"{more} lost" if more else line(FITTING - 1))
         writer.flush(20)
 
@@ -155,11 +161,11 @@ def test_what_is_written_leaves_its_room_in_the_queue() -> None:
         for n in range(FITTING):
             writer.write(line(n))
             writer.flush(20)
-            os.read(reader, LINE)
+            take(reader, LINE)
         taken = fill(descriptor)
         for n in range(FITTING):
             writer.write(line(n))
-        os.read(reader, taken)
+        take(reader, taken)
 
         assert read_until(reader, line(FITTING - 1)) == [line(n) for n in range(FITTING)]
 
@@ -171,7 +177,7 @@ def test_a_byte_too_many_does_not_fit() -> None:
         for n in range(FITTING - 1):
             writer.write(line(n))
         writer.write("x" * LINE)
-        os.read(reader, taken)
+        take(reader, taken)
 
         assert read_until(reader, "1 lost")[-2:] == [line(FITTING - 2), "1 lost"]
 
@@ -183,7 +189,7 @@ def test_after_a_loss_no_line_is_taken_before_the_queue_is_empty() -> None:
         writer = on(descriptor)
         for size in (30_000, 30_000, 30_000, 10):
             writer.write("x" * size)
-        os.read(reader, taken)
+        take(reader, taken)
         lines = read_until(reader, r"\d lost")
 
     assert [len(each) for each in lines[:-1]] == [30_000, 30_000]
@@ -272,7 +278,7 @@ def test_what_was_torn_is_not_continued_by_the_next_line() -> None:
     with pipe() as (reader, descriptor):
         writer = on(descriptor)
         writer.write("x" * 100_000)
-        assert os.read(reader, 1) == b"x"
+        assert take(reader, 1) == b"x"
         number = os.dup(reader)
         with pipe() as (other_reader, other):
             os.dup2(other_reader, reader)  # nobody reads the first pipe any more once this is closed too:
@@ -369,7 +375,7 @@ def test_flush_waits_for_what_is_being_written_but_not_for_ever() -> None:
         writer = on(descriptor)
         writer.write("x")
         writer.flush(20)
-        assert os.read(reader, 10) == b"x\n"
+        assert take(reader, 10) == b"x\n"
         fill(descriptor)
         writer.write("y")
         begin = time.monotonic()
@@ -382,7 +388,7 @@ def test_one_text_is_written_as_a_whole_or_given_up() -> None:
     with pipe() as (reader, descriptor):
         write_out(descriptor, "two\nlines \udcff")
         assert select.select([reader], [], [], 0)[0]
-        assert os.read(reader, 100) == b"two\nlines \\udcff\n"
+        assert take(reader, 100) == b"two\nlines \\udcff\n"
         fill(descriptor)
         begin = time.monotonic()
         write_out(descriptor, "nobody reads")
