@@ -25,16 +25,17 @@ def start(work: Callable[[], None], patience: float = 5.0) -> None:
     memory then never does. This waits for so many seconds; a thread that begins later does nothing.
     """
     begun, turn = threading.Event(), threading.Lock()
-
-    def run() -> None:
-        sys.settrace(threading.gettrace())  # as threading.Thread does, for what measures or debugs
-        if turn.acquire(blocking=False):  # else it was given up
-            begun.set()
-            work()
-
     try:
-        _thread.start_new_thread(run, ())
+        _thread.start_new_thread(begin, (work, begun, turn))
     except RuntimeError as error:
         raise Denied(str(error)) from None
     if not begun.wait(patience) and turn.acquire(blocking=False):
         raise Denied("a new thread does not begin")
+
+
+def begin(work: Callable[[], None], begun: threading.Event, turn: threading.Lock) -> None:
+    """Do the work, unless whoever started this thread took its turn and gave up."""
+    if turn.acquire(blocking=False):
+        begun.set()
+        sys.settrace(threading.gettrace())  # as threading.Thread does, for what measures or debugs
+        work()

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import re
 import resource
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
+import program
 import pytest
+from denying import denying
 
 from livenessprobe import health, limits
 
@@ -44,6 +48,15 @@ def test_limits_of_memory_are_said_as_they_are_seen(folder: Path, name: str) -> 
 def test_what_cannot_be_seen_is_left_out(folder: Path) -> None:
     assert [said.split()[0] for said in limits.of_threads(f"{folder}/")] == ["ulimit", "ulimit"]
     assert [said.split()[0] for said in limits.of_memory(f"{folder}/")] == ["ulimit"]
+
+
+def test_limits_that_may_not_be_asked_for_are_left_out() -> None:
+    script = "from livenessprobe import limits; print(*limits.of_threads())"
+    command = [*denying("prlimit64"), sys.executable, "-c", script]
+    said = subprocess.run(command, capture_output=True, check=True, cwd=program.ROOT, text=True).stdout
+
+    assert "seccomp on" in said
+    assert "ulimit" not in said
 
 
 def test_limits_are_said_of_this_machine() -> None:

@@ -680,12 +680,25 @@ def test_a_signal_ends_it_while_a_name_is_resolved(
             end = time.monotonic() + 20
             while not _questions(probe):
                 assert time.monotonic() < end
+            # Until it has looked for signals, found none, and waits on.
+            waits = _waits(probe)
+            while _waits(probe) < waits + 3:
+                assert time.monotonic() < end
             begin = time.monotonic()
             assert probe.stop(number) == 0
             assert [line for line in probe.log_lines if line.startswith(("W", "E"))] == []
             return time.monotonic() - begin
 
     assert program.best_of(3, seconds_to_end) < 1
+
+
+def _waits(probe: program.Probe) -> int:
+    """How often its first thread has begun to wait for something."""
+    found = re.search(
+        r"(?m)^voluntary_ctxt_switches:\s+(\d+)$", Path(f"/proc/{probe.pid}/status").read_text()
+    )
+    assert found
+    return int(found[1])
 
 
 def _questions(probe: program.Probe) -> int:

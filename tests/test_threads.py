@@ -43,6 +43,19 @@ def test_one_that_does_not_begin_is_given_up_and_does_nothing_when_it_does() -> 
     assert not done
 
 
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_thread_begins_unless_it_was_given_up(given_up: bool) -> None:
+    done: list[str] = []
+    begun, turn = threading.Event(), threading.Lock()
+    if given_up:
+        turn.acquire()
+    thread = threading.Thread(target=threads.begin, args=(lambda: done.append("the work"), begun, turn))
+    thread.start()
+    thread.join(20)
+
+    assert (done, begun.is_set()) == (([], False) if given_up else (["the work"], True))
+
+
 def test_where_none_is_to_be_had_it_says_which_limits_there_are() -> None:
     seen = r"(pids limit \w+, in use \d+, )*ulimit -u \w+, ulimit -v \w+, seccomp \w+"
     with no_thread_to_be_had(), pytest.raises(threads.Denied, match=rf"^can't .*; seen from here: {seen}$"):
