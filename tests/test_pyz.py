@@ -817,7 +817,7 @@ def test_too_little_memory_to_unpack(host: Host) -> None:
 
 def test_out_of_memory_is_not_taken_for_damage(host: Host) -> None:
     """Whatever is being loaded at that moment; with less, Python itself does not start."""
-    for kib in range(5000, 9000, 500):
+    for kib in range(5000, 9000, 250):
         done = host.start(before=["/bin/sh", "-c", f'ulimit -d {kib}; exec "$@"', "sh"])
 
         assert "damaged" not in done.stderr, kib

@@ -132,6 +132,7 @@ def unpacker(archive):
     except MemoryError:
         raise
     except Exception:  # which one depends on where it is damaged
+        bytearray(4 << 20)  # a MemoryError, if there is too little for this: then that may be why
         return fail("{0} is damaged: copy it here again".format(archive))
     return unpack
 

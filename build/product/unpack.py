@@ -33,6 +33,7 @@ FIRST = re.compile(
 )
 CHUNK_BYTES = 1 << 18
 START_BYTES = 1 << 14  # start.py is shorter than that
+ROOM_BYTES = 4 << 20  # where there is less, whatever fails may fail for that
 
 
 class Damaged(ImportError):
@@ -117,6 +118,7 @@ def packed(archive: str, build: str) -> Iterator[zipfile.ZipFile]:
             yield file
     # RuntimeError where it counts as encrypted, or as compressed in another way
     except (zipfile.BadZipFile, zlib.error, LZMAError, TarError, EOFError, KeyError, RuntimeError) as error:
+        bytearray(ROOM_BYTES)  # a MemoryError, if that is why
         problem = f"is damaged ({error}): copy it here again"
     # Another build is put here by renaming it, or by writing it from the beginning: all that was read before is of one build.
     with open(archive, "rb") as start:

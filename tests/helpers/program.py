@@ -89,7 +89,7 @@ def run_once(
         capture_output=True,
         check=False,
         cwd=ROOT,
-        env=_environment(env),
+        env=_environment(env, user),
         stdin=subprocess.DEVNULL,
         text=True,
         timeout=timeout,
@@ -156,7 +156,7 @@ class Probe:
             self._args,
             cwd=ROOT,
             encoding="utf-8",
-            env=_environment(self._env),
+            env=_environment(self._env, self._user),
             errors="backslashreplace",
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
@@ -327,5 +327,7 @@ class Probe:
             stream.close()
 
 
-def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
-    return {**os.environ, **(more or {})}
+def _environment(more: Mapping[str, str] | None, user: int | None) -> dict[str, str]:
+    """Ours and more; without the Python that make has chosen if another user may not be able to start it."""
+    hidden = () if user is None else ("LIVENESSPROBE_PYTHON",)
+    return {name: value for name, value in os.environ.items() if name not in hidden} | {**(more or {})}
