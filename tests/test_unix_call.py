@@ -19,7 +19,6 @@ import verdicts
 from hpack import Decoder
 from verdicts import CASES, HELLO, SILENT, Call, Case
 
-from livenessprobe import __version__
 from livenessprobe.rpc import Reply, Unreachable
 from livenessprobe.unix_call import UnixCall
 
@@ -140,15 +139,7 @@ def test_the_request_is_as_that_of_grpc_go(socket_path: Path) -> None:
     length = int.from_bytes(rest[:3], "big")
     assert rest[3:9] == bytes([1, 4, 0, 0, 0, 1])
     *fields, (name, timeout) = Decoder().decode(rest[9 : 9 + length], raw=True)
-    assert fields == [
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", METHOD.encode()),
-        (b":authority", b"localhost"),
-        (b"content-type", b"application/grpc"),
-        (b"user-agent", f"livenessprobe/{__version__}".encode()),
-        (b"te", b"trailers"),
-    ]
+    assert fields == verdicts.request_fields(METHOD)
     assert name == b"grpc-timeout"
     assert 4_000_000 < int(timeout.removesuffix(b"u")) <= 5_000_000
     # All of it in one write, including the message and its end.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import peers
 from peers import PREFACE, frame
 
+from livenessprobe import __version__
 from livenessprobe.http2_call import Http2Call, Unprocessed, request_head
 from livenessprobe.rpc import Reply, Unreachable
 
@@ -184,6 +185,19 @@ def in_memory(case: Case, method: str, piece: int = 0) -> Reply | Unreachable:
         except Unreachable as unreachable:
             return unreachable
     raise AssertionError
+
+
+def request_fields(method: str) -> list[tuple[bytes, bytes]]:
+    """The header fields of a call, all but its timeout."""
+    return [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", method.encode()),
+        (b":authority", b"localhost"),
+        (b"content-type", b"application/grpc"),
+        (b"user-agent", f"livenessprobe/{__version__}".encode()),
+        (b"te", b"trailers"),
+    ]
 
 
 def _converse(call: Http2Call, steps: tuple[Step, ...], piece: int) -> Reply:
