@@ -71,26 +71,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=turns.__getitem__)
 
 
-def _children() -> dict[int, str]:
-    """Our child processes with their command lines, including those that have ended and not been waited for."""
+def _children(parents: set[int]) -> dict[int, str]:
+    """The child processes of some with their command lines, including those that have ended and not been waited for."""
     children = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) in parents:
                 command = (folder / "cmdline").read_bytes().decode(errors="replace")
                 children[int(folder.name)] = command.replace("\0", " ") or "ended, not waited for"
     return children
 
 
+def _started() -> dict[int, str]:
+    """What tests have started: our child processes, and the drivers, which are children of the one that forks."""
+    ours = _children({os.getpid()})
+    forks = {pid for pid, command in ours.items() if "from multiprocessing." in command}
+    return {pid: command for pid, command in ours.items() if pid not in forks} | _children(forks)
+
+
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
-    """Fails a test that leaves child processes behind, and ends them so that they do not disturb later tests."""
-    before = _children()
+    """Fails a test that leaves processes behind, and ends them so that they do not disturb later tests."""
+    before = _started()
     yield
-    left = {pid: command for pid, command in _children().items() if pid not in before}
+    left = {pid: command for pid, command in _started().items() if pid not in before}
     for pid in left:
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        with contextlib.suppress(ChildProcessError):  # a driver
+            os.waitpid(pid, 0)
     assert not left, f"processes left behind: {left}"
 
 

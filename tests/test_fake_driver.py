@@ -135,19 +135,6 @@ def test_unlinked_and_replaced(driver: FakeDriver, socket_path: Path) -> None:
             assert (ask(old), ask_anew(driver.address)) == (b"", b"\n\x00")
 
 
-def test_by_hand(socket_path: Path) -> None:
-    command = [sys.executable, FILE, f"--socket={socket_path}", "--error=ABORTED", "--message=no"]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            assert process.stdout.readline().startswith(f"listening: {socket_path}")
-            assert ask_anew(str(socket_path)) == ("ABORTED", "no")
-            process.terminate()
-            assert process.wait(20) == 0
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize("paused", [False, True])
 def test_ends_with_a_killed_test(socket_path: Path, paused: bool) -> None:
     script = (

@@ -543,7 +543,7 @@ class Figures:
 @pytest.mark.timeout(300)
 def test_a_thousand_restarts_of_the_driver(probe_factory: ProbeFactory, socket_path: Path) -> None:
     identity = Identity()
-    identity.tell("GetPluginInfo", Answer(plugin_info("wearing.csi.k8s.io").hex()))
+    identity.tell("GetPluginInfo", Answer(plugin_info("wearing.csi.k8s.io")))
     probe = probe_factory(*arguments(socket_path, "10s"), "--connection-timeout=0s")
     figures = None
     with ThreadPoolExecutor(4) as pool:

@@ -2,27 +2,26 @@
 
 In its own process, so that a test can stop it, kill it and take its file descriptors away. Its replies are written as
 bytes, so that they can be wrong, and so that a mistake in our generated messages cannot hide on both sides.
+
+Loading gRPC takes longer than most drivers live, so they are forks of one process that has loaded it.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
-import json
+import functools
 import math
+import multiprocessing
 import os
 import resource
-import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -30,6 +29,8 @@ import grpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 SERVICE = "/csi.v1.Identity/"
 METHODS = ("Probe", "GetPluginInfo", "GetPluginCapabilities")
@@ -62,11 +63,10 @@ def plugin_info(name: str) -> bytes:
     return b"\n" + length + bytes([size]) + text if text else b""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What a method does: it does not exist, or after some seconds it returns an error or a reply."""
 
-    reply: str = ""  # hexadecimal, to travel as JSON
+    reply: bytes = b""
     code: str = ""
     message: str = ""
     after: float = 0.0
@@ -132,7 +132,7 @@ class Identity(grpc.GenericRpcHandler):
             self._end(call)
         if answer.code:
             context.abort(grpc.StatusCode[answer.code], answer.message)
-        return bytes.fromhex(answer.reply)
+        return answer.reply
 
     def _decide(self, method: str, context: grpc.ServicerContext) -> Answer:
         begin = time.monotonic()
@@ -152,72 +152,44 @@ class Identity(grpc.GenericRpcHandler):
 
 
 class _Process:
-    """Carries out the handle's commands, each a line of JSON, and acknowledges each with another."""
+    """Carries out the handle's commands."""
 
     def __init__(self, target: str) -> None:
-        self.identity = Identity()
+        self._identity = Identity()
         self._target = target
         self._server = grpc.server(
-            ThreadPoolExecutor(max_workers=64), [self.identity], options=[("grpc.so_reuseport", 0)]
+            ThreadPoolExecutor(max_workers=64), [self._identity], options=[("grpc.so_reuseport", 0)]
         )
 
-    def listen(self) -> dict[str, int]:
-        address = f"unix:{self._target}" if self._target.startswith("/") else self._target
-        port = self._server.add_insecure_port(address)
-        self._server.start()
-        return {"port": port}
-
-    def stop(self) -> dict[str, int]:
-        self._server.stop(None).wait()
-        return {}
-
-    def obey(self, command: dict[str, Any]) -> dict[str, int]:
-        match command.pop("do"):
+    def obey(self, do: str, *arguments: Any) -> Any:
+        match do:
             case "listen":
-                return self.listen()
+                address = f"unix:{self._target}" if self._target.startswith("/") else self._target
+                port = self._server.add_insecure_port(address)
+                self._server.start()
+                return port
             case "tell":
-                self.identity.tell(command.pop("method"), Answer(**command))
+                return self._identity.tell(*arguments)
             case "release":
-                self.identity.release()
+                return self._identity.release()
             case "seen":
-                return self.identity.seen()
-            case "die with parent":
-                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+                return self._identity.seen()
             case "stop":
-                return self.stop()
-        return {}
-
-    def obey_all(self) -> None:
-        """Until the input ends, which it also does when the test process is killed."""
-        for line in sys.stdin:
-            print(json.dumps(self.obey(json.loads(line))), flush=True)
+                return self._server.stop(None).wait()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="A CSI Identity server that behaves as told.")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--socket", metavar="PATH", help="listen on this unix socket")
-    where.add_argument("--tcp", metavar="HOST:PORT", help="listen on this port (0: any, printed)")
-    parser.add_argument("--name", default="fake.csi.k8s.io")
-    parser.add_argument("--ready", choices=("unset", "true", "false"), default="unset")
-    parser.add_argument("--error", choices=CODES, default="", help="fail each Probe with this code")
-    parser.add_argument("--message", default="", help="what the error says")
-    parser.add_argument("--after", type=float, default=0.0, metavar="SECONDS", help="inf: hang")
-    parser.add_argument("--control", action="store_true", help="take commands from standard input")
-    options = parser.parse_args()
-    process = _Process(options.socket or options.tcp)
-    if options.control:
-        process.obey_all()
-    else:
-        reply = REPLIES[{"unset": "unset", "true": "ready", "false": "not-ready"}[options.ready]]
-        process.identity.tell("Probe", Answer(reply.hex(), options.error, options.message, options.after))
-        process.identity.tell("GetPluginInfo", Answer(plugin_info(options.name).hex()))
-        # Before gRPC starts threads, which would otherwise take the signals.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-        print(f"listening: {options.socket or options.tcp} (port {process.listen()['port']})", flush=True)
-        signal.sigwait({signal.SIGTERM, signal.SIGINT})
-        process.stop()
-    # Not by reaching the end: that would join threads whose calls hang.
+def _run(commands: Connection, target: str) -> None:
+    """Answers each command with its result, until the handle, or the test's process, is gone."""
+    # A stopped process does not see that, so its parent's end kills it: the end of the process that forks, which waits
+    # for the test's process, and for whatever holds what it has given to its forks.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    os.closerange(3, commands.fileno())
+    os.closerange(commands.fileno() + 1, 1024)
+    process = _Process(target)
+    with contextlib.suppress(EOFError):
+        while True:
+            commands.send(process.obey(*commands.recv()))
+    # Not by returning: that would join threads whose calls hang.
     os._exit(0)
 
 
@@ -234,10 +206,22 @@ class Seen(NamedTuple):
     connections: int  # accepted and still open
 
 
-# Without what has a new Python measure coverage: to load that takes longer than most drivers live.
-_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")} | {
-    "GRPC_VERBOSITY": "NONE"
-}
+@functools.cache
+def _forks() -> ForkServerContext:
+    """Starts the process that forks, once, with gRPC loaded, silent, and without what measures coverage."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["grpc._server"])
+    kept = dict(os.environ)
+    for name in kept:
+        if name.startswith("COVERAGE_"):
+            del os.environ[name]
+    os.environ["GRPC_VERBOSITY"] = "NONE"
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+    return context
 
 
 class FakeDriver:
@@ -250,7 +234,7 @@ class FakeDriver:
         self.target = str(target)
         self.address = self.target  # with the real port once started
         self._answers = {method: Answer() for method in METHODS}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkServerProcess | None = None
         self._turn = threading.Lock()
         self._paused = False
         self.set("name", name=name)
@@ -266,22 +250,18 @@ class FakeDriver:
     def start(self) -> FakeDriver:
         """Returns when the driver listens."""
         assert not self.running, "the driver runs already"
-        where = "--socket" if self.target.startswith("/") else "--tcp"
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--control", where, self.target],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env=_ENVIRONMENT,
-        )
+        self._commands, theirs = _forks().Pipe()
+        self._process = _forks().Process(target=_run, args=(theirs, self.target), daemon=True)
+        self._process.start()
+        theirs.close()
         try:
             for method, answer in self._answers.items():
-                self._ask("tell", method=method, **asdict(answer))
-            port = self._ask("listen")["port"]
+                self._ask("tell", method, answer)
+            port = self._ask("listen")
         except BaseException:
             self.kill()
             raise
-        if where == "--tcp":
+        if not self.target.startswith("/"):
             self.address = f"{self.target.rpartition(':')[0]}:{port}"
         return self
 
@@ -296,10 +276,9 @@ class FakeDriver:
         if self._process is None:
             return
         self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe
-            pipe.close()
+        self._process.join()
+        self._process.close()
+        self._commands.close()
         self._process, self._paused = None, False
 
     def restart(self) -> None:
@@ -308,15 +287,15 @@ class FakeDriver:
 
     def pause(self) -> None:
         """SIGSTOP; returns when every thread has stopped."""
-        # A stopped process does not see its input end. Only now, since the signal also comes when the *thread*
-        # that started the process ends, and that may have been a short one.
-        self._ask("die with parent")
-        self._signal(signal.SIGSTOP, os.WSTOPPED)
+        os.kill(self.pid, signal.SIGSTOP)
+        # Asks again and again: only its parent could await it.
+        while set(self._thread_states()) != {"T"}:
+            time.sleep(0.002)
         self._paused = True
 
     def resume(self) -> None:
         if self._paused:
-            self._signal(signal.SIGCONT, os.WCONTINUED)
+            os.kill(self.pid, signal.SIGCONT)
             self._paused = False
 
     # ---- behaviour
@@ -345,11 +324,11 @@ class FakeDriver:
         """
         match behaviour:
             case "unset" | "ready" | "not-ready":
-                answer = Answer(REPLIES[behaviour].hex(), after=after)
+                answer = Answer(REPLIES[behaviour], after=after)
             case "name":
-                method, answer = "GetPluginInfo", Answer(plugin_info(name).hex(), after=after)
+                method, answer = "GetPluginInfo", Answer(plugin_info(name), after=after)
             case "raw":
-                answer = Answer(data.hex(), after=after)
+                answer = Answer(data, after=after)
             case "error":
                 answer = Answer(code=code, message=message, after=after)
             case "slow":
@@ -361,7 +340,7 @@ class FakeDriver:
         for each in METHODS if behaviour == "no-service" else (method,):
             self._answers[each] = answer
             if self._process:
-                self._ask("tell", method=each, **asdict(answer))
+                self._ask("tell", each, answer)
 
     def release(self) -> None:
         """Answers the calls that hang or are slow now; later calls hang as before."""
@@ -385,11 +364,12 @@ class FakeDriver:
     @property
     def pid(self) -> int:
         assert self._process, "the driver was not started"
+        assert self._process.pid
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.is_alive()
 
     def seen(self) -> Seen:
         return Seen(connections=self.connections(), **self._ask("seen"))
@@ -426,31 +406,21 @@ class FakeDriver:
     def _descriptor_limit(self) -> int:
         return resource.prlimit(self.pid, resource.RLIMIT_NOFILE)[1]
 
-    def _signal(self, number: signal.Signals, until: int) -> None:
-        os.kill(self.pid, number)
-        # Also ends if the process has ended; its exit status is left for Popen.
-        os.waitid(os.P_PID, self.pid, until | os.WEXITED | os.WNOWAIT)
+    def _thread_states(self) -> list[str]:
+        threads = Path(f"/proc/{self.pid}/task").iterdir()
+        return [(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in threads]
 
-    def _ask(self, do: str, **arguments: Any) -> dict[str, int]:
+    def _ask(self, do: str, *arguments: Any) -> Any:
         assert self._process, "the driver was not started"
-        assert self._process.stdin
-        assert self._process.stdout
         assert not self._paused, "a paused driver takes no commands"
-        with self._turn:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-            answered = select.poll()
-            answered.register(self._process.stdout, select.POLLIN)
-            line = self._process.stdout.readline() if answered.poll(10_000) else b""
-        if not line:
-            raise AssertionError(f"the driver has not answered to {do!r}")
-        return dict(json.loads(line))
+        with self._turn, contextlib.suppress(EOFError):
+            self._commands.send((do, *arguments))
+            if self._commands.poll(10):
+                return self._commands.recv()
+        raise AssertionError(f"the driver has not answered to {do!r}")
 
 
 def _table(kind: str) -> list[list[str]]:
     """The kernel's list of such sockets; there is none for an address family that is switched off."""
     file = Path(f"/proc/net/{kind}")
     return [line.split() for line in file.read_text().splitlines()[1:]] if file.exists() else []
-
-
-if __name__ == "__main__":
-    main()
