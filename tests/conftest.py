@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -71,22 +72,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=turns.__getitem__)
 
 
-def _children(parents: set[int]) -> dict[int, str]:
-    """The child processes of some with their command lines, including those that have ended and not been waited for."""
-    children = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) in parents:
-                command = (folder / "cmdline").read_bytes().decode(errors="replace")
-                children[int(folder.name)] = command.replace("\0", " ") or "ended, not waited for"
-    return children
-
-
 def _started() -> dict[int, str]:
-    """What tests have started: our child processes, and the drivers, which are children of the one that forks."""
-    ours = _children({os.getpid()})
-    forks = {pid for pid, command in ours.items() if "from multiprocessing." in command}
-    return {pid: command for pid, command in ours.items() if pid not in forks} | _children(forks)
+    """The processes that tests have started, with their command lines or what became of them.
+
+    They are our children, and the drivers, which are children of the one that forks them.
+    """
+    children = defaultdict(list)
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{pid}/stat", "rb") as stat,
+        ):
+            children[int(stat.read().rpartition(b")")[2].split()[1])].append(pid)
+    started = {}
+    for pid in children[os.getpid()]:
+        command = _command(pid)
+        if "from multiprocessing." in command:
+            started |= {driver: _command(driver) for driver in children[pid]}
+        else:
+            started[pid] = command
+    return started
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return (
+            Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
+            or "ended, not waited for"
+        )
+    return "ended"
 
 
 @pytest.fixture(autouse=True)
