@@ -84,7 +84,7 @@ def _started() -> dict[int, str]:
             open(f"/proc/{pid}/stat", "rb") as stat,
         ):
             children[int(stat.read().rpartition(b")")[2].split()[1])].append(pid)
-    started = {}
+    started: dict[int, str] = {}
     for pid in children[os.getpid()]:
         command = _command(pid)
         if "from multiprocessing." in command:
