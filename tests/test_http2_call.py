@@ -19,6 +19,7 @@ def test_the_verdict_is_that_of_grpc_go(name: str) -> None:
     assert CASES[name].holds(ended := in_memory(CASES[name], METHOD)), ended
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("name", CASES)
 def test_the_verdict_is_the_same_byte_by_byte(name: str) -> None:
     case = CASES[name]

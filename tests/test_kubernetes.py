@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     Play: TypeAlias = Callable[..., AbstractContextManager[tuple[Pod, Kubelet]]]
 
-pytestmark = pytest.mark.timeout(600)  # builds images, and maybe the one to build them in
+# It builds images, and maybe the one to build them in.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.unmeasured]
 
 FOLDER = program.ROOT / "deploy" / "kubernetes"
 README = (FOLDER / "README.md").read_text()

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 ROOT = program.ROOT
 FIELD = Path(__file__).parent / "helpers" / "field_manifests.yaml"
+pytestmark = pytest.mark.unmeasured
 
 
 @functools.cache

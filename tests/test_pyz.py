@@ -106,7 +106,10 @@ def host(folder: Path) -> Host:
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files packed at the same time, each from its own copy of the sources, by builders with different settings."""
+    """Files packed at the same time, each from its own copy of the sources, by builders with different settings.
+
+    What comes from other projects is fetched and compressed anew for the one whose bytes are compared.
+    """
     targets = {
         "same": ([], 0o077),
         "python": (["--python-version", OTHER, "--platform", "linux/amd64"], 0o022),
@@ -118,9 +121,14 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         shutil.copy(ROOT / "LICENSE", copy)
         for part in ("build", "livenessprobe"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-        for left, age in (("tmpold", 7200), ("tmpnew", 60)):
-            (copy / "bin" / "kept" / left).mkdir(parents=True)
-            os.utime(copy / "bin" / "kept" / left, (0, time.time() - age))
+        kept = copy / "bin" / "kept"
+        if name == "same":
+            for left, age in (("tmpold", 7200), ("tmpnew", 60)):
+                (kept / left).mkdir(parents=True)
+                os.utime(kept / left, (0, time.time() - age))
+        else:
+            kept.parent.mkdir()
+            kept.symlink_to(FILE.parent / "kept")
         made[name] = copy / "out" / "file"
         command = [sys.executable, "build/here/pyz.py", *options, "out/file"]
         running.append(subprocess.Popen(command, cwd=copy, umask=umask))

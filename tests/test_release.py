@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -45,11 +46,7 @@ PAGE = (program.ROOT / "docs" / "release.md").read_text()
 NAME = f"registry.example/csi/livenessprobe:v{__version__}"
 OURS = next(name for name, machine in pyz.PLATFORMS.items() if machine == platform.machine())
 # Which Debian release has which Python.
-HOSTS = [
-    ("trixie", "3.13", "linux/amd64"),
-    ("forky", "3.14", "linux/amd64"),
-    ("forky", "3.14", "linux/arm64"),
-]
+HOSTS = [("trixie", "3.13", ["amd64"]), ("forky", "3.14", ["amd64", "arm64"])]
 
 
 # ---- packed files
@@ -77,23 +74,26 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {target: file.result() for target, file in packed.items()}
 
 
-@pytest.mark.parametrize(
-    ("debian", "version", "target"), HOSTS, ids=lambda value: value.rpartition("/")[2] or value
-)
-def test_file_starts_on_a_host_with_its_python(
-    debian: str, version: str, target: str, files: dict[str, Path]
+@pytest.mark.parametrize(("debian", "version", "architectures"), HOSTS, ids=[host[0] for host in HOSTS])
+def test_file_starts_on_hosts_with_its_python(
+    debian: str, version: str, architectures: list[str], files: dict[str, Path]
 ) -> None:
-    architecture = target.partition("/")[2]
-    if reason := debian_host.missing(architecture):
-        pytest.skip(reason)
-    with debian_host.debian_host(debian, version, architecture) as host:
-        shutil.copy(files[target], host.root / "livenessprobe")
-        with FakeDriver(host.root / "csi.sock"):
-            check = host.run("/livenessprobe", "--once", "--csi-address=/csi.sock", "--probe-timeout=1m")
-        shown = host.run("/livenessprobe", "--version")
+    with contextlib.ExitStack() as hosts:
+        compiled = None
+        for architecture in architectures:
+            if reason := debian_host.missing(architecture):
+                pytest.skip(reason)
+            host = hosts.enter_context(debian_host.debian_host(debian, version, architecture))
+            if compiled:
+                host.take_compiled(compiled)
+            shutil.copy(files[f"linux/{architecture}"], host.root / "livenessprobe")
+            with FakeDriver(host.root / "csi.sock"):
+                check = host.run("/livenessprobe", "--once", "--csi-address=/csi.sock", "--probe-timeout=1m")
+            shown = host.run("/livenessprobe", "--version")
+            compiled = host
 
-    assert (check.returncode, check.stdout) == (0, "ok\n"), check
-    assert shown.stdout.startswith(f"livenessprobe {__version__} (Python {version}."), shown
+            assert (check.returncode, check.stdout) == (0, "ok\n"), check
+            assert shown.stdout.startswith(f"livenessprobe {__version__} (Python {version}."), shown
 
 
 def test_files_start_with_every_python_at_hand(
@@ -176,9 +176,9 @@ def test_runs_from_an_environment_of_its_own(
 ) -> None:
     """As pip, pipx and uvx make it: a fresh one, with what the distribution says it needs."""
     environment = folder / "venv"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    pip = [f"{environment}/bin/pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
-    subprocess.run([*pip, str(distributions[number])], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    pip = [sys.executable, "-m", "pip", f"--python={environment}", "install", "--quiet", "--no-compile"]
+    subprocess.run([*pip, "--disable-pip-version-check", distributions[number]], check=True)
     command = [str(environment / "bin" / "livenessprobe")]
 
     shown = program.run_once(["--version"], command=command)

@@ -394,6 +394,7 @@ def resident(figure: Literal["VmRSS", "VmHWM"]) -> int:
         ],
     ],
 )
+@pytest.mark.unmeasured
 def test_a_flood_ends_the_call_soon(begin: bytes, flood: bytes, socket_path: Path) -> None:
     def talk(connection: socket.socket) -> None:
         connection.sendall(begin)
