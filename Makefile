@@ -24,8 +24,9 @@ SECONDS ?= 60
 # How many minutes of torture; the seed of a round to play again.
 MINUTES ?= 5
 SEED ?=
-# How many processes run the tests, or judge mutants: more than there are processors, since they spend half of their time waiting.
-WORKERS ?= $(shell n=$$(nproc) && echo $$((n < 8 ? 2 * n : 16)))
+# How many processes run the tests, or judge mutants: more than there are processors, since they spend more than half of their
+# time waiting.
+WORKERS ?= $(shell n=$$(nproc) && echo $$((n < 6 ? 3 * n : 16)))
 # Which tests need no build and wait for nothing.
 QUICK ?= config exchange goflags health imports log promises quoting writer
 # When to give up on a run of the tests.
