@@ -35,6 +35,10 @@ IMAGE_SECONDS = 600
 _THE_FIRST = pytest.StashKey[bool]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--measure-all", action="store_true", help="measure coverage in unmeasured tests too")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # The same examples in each run; new ones are torture's. A slow machine is not a failure.
     settings.register_profile(
@@ -107,7 +111,8 @@ def _command(pid: int) -> str:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """Measures no coverage in tests marked so: it takes twice their time, and others reach their lines."""
-    measured = coverage.Coverage.current() if item.get_closest_marker("unmeasured") else None
+    unmeasured = item.get_closest_marker("unmeasured") and not item.config.getoption("measure_all")
+    measured = coverage.Coverage.current() if unmeasured else None
     if measured:
         measured.stop()
     try:

@@ -242,7 +242,7 @@ class _Tree:
 def reach(file: str) -> Reach:
     """Run a test file on the program as it is, and see what it reaches."""
     result = _Tree.path / "reach"
-    ran = _fork([f"tests/{file}.py"], 600, _Watch(result))
+    ran = _fork([f"tests/{file}.py", "--measure-all"], 600, _Watch(result))
     if ran.code not in (0, 1):
         raise RuntimeError(f"tests/{file}.py ends with {ran.code}:\n{ran.output[-4000:]}")
     return cast("Reach", pickle.loads(result.read_bytes()))
