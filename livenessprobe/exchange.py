@@ -80,7 +80,7 @@ class Exchange(BaseHTTPRequestHandler):
         """Take as much of a request as head_size() says."""
         # Not super().__init__(): it would read from a socket and answer before it returns.
         self._head = head
-        self.requestline, self.command, self.path, self.request_version = "", "", "", ""
+        self.command, self.path, self.request_version = "", "", ""
         self.may_still_send = False
         """Whether more can come from the client though its head is complete: closing at once could lose the answer."""
         self._takes_gzip = False
@@ -163,7 +163,7 @@ def _path(target: str) -> str:
         target = target if target.startswith("/") else "/" + target
     if not target.startswith("/") and target != "*":
         return ""
-    path = re.split("[?#]", target, maxsplit=1)[0]
+    path = target.partition("?")[0].partition("#")[0]
     if "%" in path or not path.isascii():  # loads urllib.parse if that is needed
         return urllib.parse.unquote_to_bytes(path.encode("latin-1")).decode(errors="surrogateescape")
     return path

@@ -264,14 +264,17 @@ def test_the_longest_head_is_as_long_as_may_be() -> None:
 
 
 def test_headers_are_exact() -> None:
-    _, headers, _ = read_answer(exchange(FINE["HTTP/1.1"])[1])
+    body = b"of this length in no other test, whose head would be the same one"
+    sent = head_of(Response(500, body)) + body
+    _, headers, _ = read_answer(sent)
     date = headers["Date"]
 
+    assert sent.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
     assert headers.items() == [
         ("Date", date),
         ("Content-Type", "text/plain; charset=utf-8"),
         ("X-Content-Type-Options", "nosniff"),
-        ("Content-Length", "7"),
+        ("Content-Length", "65"),
         ("Connection", "close"),
     ]
     assert parsedate_to_datetime(date).strftime("%a, %d %b %Y %H:%M:%S GMT") == date
@@ -325,6 +328,23 @@ def test_other_paths(method: str, target: str) -> None:
 
     assert (status, body) == (404, b"Not Found")
     assert "Allow" not in headers
+
+
+@pytest.mark.parametrize(
+    "target", ["/", "/?a", "/#a", "/?#", "/#?", "http://x", "http://x?a", "http://x#a", "http://x/"]
+)
+def test_a_target_without_a_path_is_the_root(target: str) -> None:
+    replies: list[Response] = []
+    Exchange(f"GET {target} HTTP/1.0\r\n\r\n".encode()).ask({"/": healthz}, replies.append)
+
+    assert [reply.status for reply in replies] == [500]
+
+
+def test_nothing_is_known_of_a_request_that_was_not_parsed() -> None:
+    """What serves it asks for both, whatever happens."""
+    request = Exchange(b"junk")
+
+    assert (request.command, request.path) == ("", "")
 
 
 @pytest.mark.parametrize("path", [b"/b\xc3\xa9", b"/b%c3%a9", b"/b\xc3%A9"])
