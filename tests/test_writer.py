@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from livenessprobe.writer import MOST_BYTES, Writer, write_out
+from livenessprobe.writer import MOMENT_SECONDS, MOST_BYTES, Writer, write_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +36,31 @@ def on(descriptor: int) -> Writer:
 
 def line(n: int) -> str:
     return f"{n:0{LINE - 1}d}"
+
+
+def write(writer: Writer, *lines: str) -> None:
+    """Write lines; fails if that waits for a reader."""
+
+    def write_all() -> None:
+        for each in lines:
+            writer.write(each)
+
+    at_once(write_all)
+
+
+def at_once(act: Callable[[], None]) -> None:
+    """Do what must not wait for a reader; fails if it does, instead of waiting with it."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def flush(writer: Writer) -> None:
+    """Wait until all is written; fails if that takes too long."""
+    end = time.monotonic() + 20
+    writer.flush(20)
+    assert time.monotonic() < end
 
 
 def take(descriptor: int, size: int) -> bytes:
@@ -113,10 +138,9 @@ KINDS: dict[str, Callable[[], contextlib.AbstractContextManager[tuple[int, int]]
 def test_lines_that_nobody_reads_are_kept_in_order_and_then_counted(kind: str) -> None:
     with KINDS[kind]() as (reader, descriptor):
         writer = on(descriptor)
-        for n in range(20_000):
-            writer.write(line(n))
+        write(writer, *map(line, range(20_000)))
         *kept, told = read_until(reader, r"\d+ lost")
-        writer.write("after")
+        write(writer, "after")
         after = read_until(reader, "after")
 
     assert FITTING <= len(kept) < 20_000
@@ -129,8 +153,7 @@ def test_a_stopped_terminal_takes_all_once_it_goes_on() -> None:
     with terminal() as (reader, descriptor):
         writer = on(descriptor)
         termios.tcflow(descriptor, termios.TCOOFF)  # ^S
-        for n in range(10):
-            writer.write(line(n))
+        write(writer, *map(line, range(10)))
         writer.flush(0.1)
         assert not select.select([reader], [], [], 0)[0]
         termios.tcflow(descriptor, termios.TCOON)  # ^Q
@@ -144,11 +167,10 @@ def test_the_queue_takes_64_kib_and_tells_at_once_when_there_is_room_again(more:
     with pipe() as (reader, descriptor):
         taken = fill(descriptor)
         writer = on(descriptor)
-        for n in range(FITTING + more):
-            writer.write(line(n))
+        write(writer, *map(line, range(FITTING + more)))
         take(reader, taken)
         lines = read_until(reader, f"{more} lost" if more else line(FITTING - 1))
-        writer.flush(20)
+        flush(writer)
 
         assert not select.select([reader], [], [], 0)[0]
 
@@ -159,12 +181,11 @@ def test_what_is_written_leaves_its_room_in_the_queue() -> None:
     with pipe() as (reader, descriptor):
         writer = on(descriptor)
         for n in range(FITTING):
-            writer.write(line(n))
-            writer.flush(20)
+            write(writer, line(n))
+            flush(writer)
             take(reader, LINE)
         taken = fill(descriptor)
-        for n in range(FITTING):
-            writer.write(line(n))
+        write(writer, *map(line, range(FITTING)))
         take(reader, taken)
 
         assert read_until(reader, line(FITTING - 1)) == [line(n) for n in range(FITTING)]
@@ -174,9 +195,8 @@ def test_a_byte_too_many_does_not_fit() -> None:
     with pipe() as (reader, descriptor):
         taken = fill(descriptor)
         writer = on(descriptor)
-        for n in range(FITTING - 1):
-            writer.write(line(n))
-        writer.write("x" * LINE)
+        write(writer, *map(line, range(FITTING - 1)))
+        write(writer, "x" * LINE)
         take(reader, taken)
 
         assert read_until(reader, "1 lost")[-2:] == [line(FITTING - 2), "1 lost"]
@@ -187,8 +207,7 @@ def test_after_a_loss_no_line_is_taken_before_the_queue_is_empty() -> None:
     with pipe() as (reader, descriptor):
         taken = fill(descriptor)
         writer = on(descriptor)
-        for size in (30_000, 30_000, 30_000, 10):
-            writer.write("x" * size)
+        write(writer, *("x" * size for size in (30_000, 30_000, 30_000, 10)))
         take(reader, taken)
         lines = read_until(reader, r"\d lost")
 
@@ -199,8 +218,7 @@ def test_after_a_loss_no_line_is_taken_before_the_queue_is_empty() -> None:
 def test_a_line_longer_than_the_queue_is_taken_alone() -> None:
     with pipe() as (reader, descriptor):
         writer = on(descriptor)
-        writer.write("x" * 2 * MOST_BYTES)
-        writer.write("too many")
+        write(writer, "x" * 2 * MOST_BYTES, "too many")
 
         assert [len(each) for each in read_until(reader, "1 lost")] == [2 * MOST_BYTES, len("1 lost")]
 
@@ -209,13 +227,14 @@ def test_beside_another_writer_lines_stay_whole_and_nobody_waits() -> None:
     """Room that was there a moment ago is now taken by the other writer."""
     busy = ["sh", "-c", "while :; do echo other; done"]
     ours: list[str] = []
+    end = time.monotonic() + 60
     with pipe() as (reader, descriptor), subprocess.Popen(busy, stdout=descriptor) as other:
         try:
             writer = on(descriptor)
-            for n in range(3000):
-                writer.write(line(n))
+            write(writer, *map(line, range(3000)))
             with open(os.dup(reader), encoding="utf-8") as stream:
                 while not ours or not ours[-1].endswith(" lost"):
+                    assert time.monotonic() < end
                     ours += [each for each in [stream.readline().rstrip("\n")] if each != "other"]
         finally:
             other.kill()
@@ -227,10 +246,12 @@ def test_beside_another_writer_lines_stay_whole_and_nobody_waits() -> None:
 
 def test_a_description_that_is_non_blocking_loses_no_line_either() -> None:
     with pipe() as (reader, descriptor):
+        taken = fill(descriptor)
         os.set_blocking(descriptor, False)
         writer = on(descriptor)
-        for n in range(FITTING):
-            writer.write(line(n))
+        write(writer, *map(line, range(FITTING)))
+        writer.flush(0.1)  # so that the first line meets no room
+        take(reader, taken)
 
         assert read_until(reader, line(FITTING - 1)) == [line(n) for n in range(FITTING)]
         assert not os.get_blocking(descriptor)
@@ -262,13 +283,13 @@ def test_what_cannot_be_written_is_lost_at_once_and_told_where_it_can_be(
     number = descriptor()
     writer = on(number)
     for _ in range(3):
-        writer.write("lost")
-        writer.flush(20)
+        write(writer, "lost")
+        flush(writer)
     with pipe() as (reader, other):
         os.dup2(other, number)
-        writer.write("next")
+        write(writer, "next")
         lines = read_until(reader, "next")
-        writer.flush(20)
+        flush(writer)
         os.close(number)
 
     assert lines == ["3 lost", "next"]
@@ -277,17 +298,17 @@ def test_what_cannot_be_written_is_lost_at_once_and_told_where_it_can_be(
 def test_what_was_torn_is_not_continued_by_the_next_line() -> None:
     with pipe() as (reader, descriptor):
         writer = on(descriptor)
-        writer.write("x" * 100_000)
+        write(writer, "x" * 100_000)
         assert take(reader, 1) == b"x"
         number = os.dup(reader)
         with pipe() as (other_reader, other):
             os.dup2(other_reader, reader)  # nobody reads the first pipe any more once this is closed too:
             os.close(number)
-            writer.flush(20)
+            flush(writer)
             os.dup2(other, descriptor)
-            writer.write("next")
+            write(writer, "next")
             lines = read_until(other_reader, "next")
-            writer.flush(20)
+            flush(writer)
 
     assert lines == ["", "1 lost", "next"]
 
@@ -313,7 +334,7 @@ def test_lines_of_many_threads_arrive_all_whole_and_each_thread_s_in_order() -> 
     with pipe() as (reader, descriptor):
         writer = on(descriptor)
         work(writer, "abcd", 50, 300)
-        writer.write("end")
+        write(writer, "end")
         *lines, _ = read_until(reader, "end")
 
     assert sorted(lines) == [f"{name}{n:05d}" + name * 300 for name in "abcd" for n in range(50)]
@@ -330,8 +351,8 @@ def test_no_line_of_many_threads_is_forgotten() -> None:
         reading = threading.Thread(target=lambda: lines.extend(read_until(reader, "end", 60)), daemon=True)
         reading.start()
         work(writer, "abcdefgh", 200, 5000)
-        writer.flush(60)
-        writer.write("end")
+        flush(writer)
+        write(writer, "end")
         reading.join(60)
     kept = [each for each in lines[:-1] if not each.endswith(" lost")]
     lost = sum(int(each.split()[0]) for each in lines[:-1] if each.endswith(" lost"))
@@ -355,13 +376,12 @@ def test_without_a_thread_it_writes_what_is_taken_and_nobody_waits() -> None:
     with pipe() as (reader, descriptor):
         with no_thread_to_be_had():
             writer = on(descriptor)
-        for n in range(1000):
-            writer.write(line(n))
-        writer.flush(20)
+        write(writer, *map(line, range(1000)))
+        flush(writer)
         assert os.get_blocking(descriptor)
         kept = PIPE_BYTES // LINE
         lines = read_until(reader, line(kept - 1))
-        writer.write("next")
+        write(writer, "next")
         lines += read_until(reader, "next")
 
     assert lines == [*(line(n) for n in range(kept)), f"{1000 - kept} lost", "next"]
@@ -373,24 +393,28 @@ def test_without_a_thread_it_writes_what_is_taken_and_nobody_waits() -> None:
 def test_flush_waits_for_what_is_being_written_but_not_for_ever() -> None:
     with pipe() as (reader, descriptor):
         writer = on(descriptor)
-        writer.write("x")
-        writer.flush(20)
+        write(writer, "x")
+        flush(writer)
         assert take(reader, 10) == b"x\n"
         fill(descriptor)
-        writer.write("y")
+        write(writer, "y")
         begin = time.monotonic()
         writer.flush(0.1)
 
         assert 0.1 <= time.monotonic() - begin < 10
 
 
+def test_the_last_lines_of_standard_output_and_error_have_a_second_together() -> None:
+    assert 0 < 2 * MOMENT_SECONDS < 1
+
+
 def test_one_text_is_written_as_a_whole_or_given_up() -> None:
     with pipe() as (reader, descriptor):
-        write_out(descriptor, "two\nlines \udcff")
+        at_once(lambda: write_out(descriptor, "two\nlines \udcff"))
         assert select.select([reader], [], [], 0)[0]
         assert take(reader, 100) == b"two\nlines \\udcff\n"
         fill(descriptor)
         begin = time.monotonic()
-        write_out(descriptor, "nobody reads")
+        at_once(lambda: write_out(descriptor, "nobody reads"))
 
         assert time.monotonic() - begin < 10
