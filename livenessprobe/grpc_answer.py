@@ -35,6 +35,8 @@ class Answer:
         self._began = False
         self._encoding = b""
         self._body = bytearray()
+        self._size = _PREFIX_BYTES
+        """What the body has once the message is complete, as far as that is known."""
 
     def headers(self, fields: Sequence[tuple[bytes, bytes]], *, ended: bool) -> Reply | None:
         """Take a block of header fields: interim ones, those that begin the answer, or its trailers."""
@@ -72,16 +74,15 @@ class Answer:
                 return Reply("Internal", f"the reply is compressed ({_text(self._encoding) or compressed}), which was not asked for", None)  # fmt: skip
             if length > LONGEST_MESSAGE:
                 return Reply("ResourceExhausted", f"a reply of {length} bytes; at most {LONGEST_MESSAGE} are accepted", None)  # fmt: skip
-            if len(self._body) > _PREFIX_BYTES + length:
+            self._size = _PREFIX_BYTES + length
+            if len(self._body) > self._size:
                 return Reply("Internal", "more than one message in the reply", None)
         if ended:
             return Reply("Internal", "the peer ended its answer without trailers", None)
         return None
 
     def _result(self, code: int, trailers: dict[bytes, bytes]) -> Reply:
-        if self._body and len(self._body) < _PREFIX_BYTES + int.from_bytes(
-            self._body[1:_PREFIX_BYTES], "big"
-        ):
+        if self._body and len(self._body) < self._size:
             return Reply("Internal", "the message in the reply was cut short", None)
         if code == 0 and not self._body:
             return Reply("Internal", "the reply has no message", None)

@@ -72,6 +72,52 @@ def test_what_is_said_of_broken_http2_is_said_word_for_word() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("said", "code", "shown"),
+    [
+        (verdicts.BEGIN + verdicts.trailers(b"9" * 100), "Unknown", f"malformed grpc-status: {'9' * 99}"),
+        (
+            verdicts.headers(verdicts.begin(None, status=b"9" * 100)),
+            "Internal",
+            f"malformed HTTP status: {'9' * 99}",
+        ),
+        (verdicts.headers(verdicts.field(b"x", b"y")), "Internal", "malformed HTTP status: None"),
+        (
+            verdicts.headers(verdicts.begin(b"x" * 1000)),
+            "Unknown",
+            f"the peer's answer is not gRPC: HTTP status 200, content-type {'x' * 999}",
+        ),
+        (
+            verdicts.BEGIN + verdicts.trailers(b"0", None, verdicts.field(b"x" * 100 + b"-bin", b"Q")),
+            "Internal",
+            f"malformed {'x' * 99}: not base64",
+        ),
+        (
+            verdicts.BEGIN + verdicts.trailers(b"0", None, verdicts.field(b"x" * 100, b"\0")),
+            "Internal",
+            f"malformed header: a control character in {'x' * 99}",
+        ),
+    ],
+)
+def test_a_peer_s_own_words_are_cut(said: bytes, code: str, shown: str) -> None:
+    assert call_with(said=HELLO).receive(said) == Reply(code, shown, None)
+
+
+def test_a_code_without_a_message_says_nothing() -> None:
+    assert call_with(said=HELLO + verdicts.BEGIN).receive(verdicts.trailers(b"5")) == Reply(
+        "NotFound", "", None
+    )
+
+
+@pytest.mark.parametrize("name", [b":method", b":path", b":scheme", b":authority", b":protocol"])
+def test_the_fields_of_a_request_make_no_answer(name: bytes) -> None:
+    said = verdicts.headers(verdicts.field(name, b"x") + verdicts.begin())
+
+    assert call_with(said=HELLO).receive(said) == Reply(
+        "Internal", "malformed header: the fields of a request in an answer", None
+    )
+
+
 def test_trying_again_makes_sense_where_the_peer_says_nothing_but_not_where_it_says_something_else() -> None:
     silent, other = (in_memory(CASES[name], METHOD) for name in ("closed before a word", "HTTP/1.1"))
 
