@@ -29,6 +29,11 @@ def start(work: Callable[[], None], patience: float = 5.0) -> None:
         _thread.start_new_thread(begin, (work, begun, turn))
     except RuntimeError as error:
         raise Denied(str(error)) from None
+    await_begun(begun, turn, patience)
+
+
+def await_begun(begun: threading.Event, turn: threading.Lock, patience: float) -> None:
+    """Wait until a thread has begun; if it takes too long, take its turn and raise Denied, unless it took that just now."""
     if not begun.wait(patience) and turn.acquire(blocking=False):
         raise Denied("a new thread does not begin")
 

@@ -49,11 +49,50 @@ def test_a_thread_begins_unless_it_was_given_up(given_up: bool) -> None:
     begun, turn = threading.Event(), threading.Lock()
     if given_up:
         turn.acquire()
-    thread = threading.Thread(target=threads.begin, args=(lambda: done.append("the work"), begun, turn))
+    arguments = (lambda: done.append("the work"), begun, turn)
+    thread = threading.Thread(target=threads.begin, args=arguments, daemon=True)
     thread.start()
     thread.join(20)
 
+    assert not thread.is_alive()
     assert (done, begun.is_set()) == (([], False) if given_up else (["the work"], True))
+
+
+def test_a_thread_that_begins_at_the_last_moment_is_not_given_up() -> None:
+    ended: list[str] = []
+    begun, turn = threading.Event(), threading.Lock()
+    turn.acquire()  # by the thread, which has not said so yet
+
+    def wait() -> None:
+        threads.await_begun(begun, turn, 0)
+        ended.append("without an error")
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    waiting.join(20)
+
+    assert ended == ["without an error"]
+
+
+def test_a_thread_is_traced_as_those_of_threading_are() -> None:
+    seen: list[object] = []
+    before = threading.gettrace()
+
+    def trace(*_: object) -> None:
+        """Wants no line of any function."""
+
+    def run() -> None:
+        threading.settrace(trace)
+        threads.begin(lambda: seen.append(sys.gettrace()), threading.Event(), threading.Lock())
+
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        thread.start()
+        thread.join(20)
+    finally:
+        threading.settrace(before)
+
+    assert seen == [trace]
 
 
 def test_where_none_is_to_be_had_it_says_which_limits_there_are() -> None:
