@@ -52,11 +52,17 @@ def check_manifest() -> str:
     return str(file)
 
 
+# The file takes the first python3 there: the one that made our environment, not a version manager's script, which costs as
+# much as the check itself.
+PATH = {"PATH": f"{sys.base_prefix}/bin:{os.environ['PATH']}"}
+
+
 def script(*arguments: str | Path, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [check_manifest(), *arguments],
         capture_output=True,
         check=False,
+        env=os.environ | PATH,
         input=stdin.encode() if isinstance(stdin, str) else stdin,
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -905,7 +911,7 @@ def test_a_path_is_found_where_the_program_serves_it(path: str, probe: program.P
         ("kind: Pod\nspec: {nodeSelector: &a [*a], containers: [{image: livenessprobe}]}", "spec.nodeSelector: not a mapping: "),
         ("kind: Pod\na: !!int b", "not YAML: invalid literal for int"),
         ("kind: Pod\na: !!bool b", "not YAML: 'b'"),
-        ("[" * 1500, "not YAML: "),
+        ("[\n" * 1500, "not YAML: "),  # a line each: on one line PyYAML looks ahead for a key at each bracket
     ],
 )  # fmt: skip
 def test_what_is_no_manifest_gets_one_line(text: str, line: str, folder: Path) -> None:
@@ -919,12 +925,14 @@ def test_what_is_no_manifest_gets_one_line(text: str, line: str, folder: Path) -
 
 
 def test_files_that_cannot_be_read(folder: Path) -> None:
-    assert script(folder / "none").stderr == f"check-manifest: {folder}/none: no such file or directory\n"
-    assert script(folder).stderr == f"check-manifest: {folder}: is a directory\n"
     (folder / "binary").write_bytes(b"\xff\xfe\x00")
-    assert script(folder / "binary").stderr == f"check-manifest: {folder}/binary: not text\n"
+    none, directory, binary = (script(name) for name in (folder / "none", folder, folder / "binary"))
+
+    assert none.stderr == f"check-manifest: {folder}/none: no such file or directory\n"
+    assert directory.stderr == f"check-manifest: {folder}: is a directory\n"
+    assert binary.stderr == f"check-manifest: {folder}/binary: not text\n"
+    assert {done.returncode for done in (none, directory, binary)} == {2}
     assert script().stderr.startswith("check-manifest: no manifest given: ")
-    assert {script(name).returncode for name in (folder, folder / "none", folder / "binary")} == {2}
     assert script("-", stdin=b"\xff").stderr == "check-manifest: -: not text\n"
 
 
@@ -1010,7 +1018,9 @@ def test_make_target_takes_a_name_with_a_blank(folder: Path) -> None:
 def test_ends_in_silence_when_nobody_reads_on() -> None:
     nobody, output = os.pipe()
     os.close(nobody)
-    done = subprocess.run([check_manifest(), FIELD], check=False, stdout=output, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [check_manifest(), FIELD], check=False, env=os.environ | PATH, stdout=output, stderr=subprocess.PIPE
+    )
     os.close(output)
 
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
