@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-import yaml
+# Not `import yaml`, which loads what writes YAML as well; the packed file has only what reads it.
+from yaml.error import YAMLError
+from yaml.loader import SafeLoader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _UNITS = {
     unit: 1000.0**power for power, unit in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), -3)
@@ -82,7 +84,7 @@ class Node:
         raise ManifestError(f"{self.place or 'a document'}: not {what}: {self.value!r:.60}")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """Reads dates, `=` and `<<` as Kubernetes does: as text."""
 
 
@@ -90,13 +92,18 @@ for _tag in ("timestamp", "value", "merge"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda _, node: str(node.value))
 
 
+def _values(text: str) -> Iterator[Any]:
+    loader: Any = _Loader(text)
+    while loader.check_data():
+        yield loader.get_data()
+
+
 def documents(text: str) -> list[Node]:
     """Read a stream of YAML documents, empty ones left out; raises ManifestError."""
     try:
-        values = yaml.load_all(text, _Loader)
-        return [Node(value, "") for value in values if value is not None]
+        return [Node(value, "") for value in _values(text) if value is not None]
     # ValueError and LookupError come from tags such as `!!int a`.
-    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
+    except (YAMLError, ValueError, LookupError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         line = f"line {mark.line + 1}: " if mark else ""
         what = _TEMPLATE if "{{" in text else f"not YAML: {problem}"
