@@ -6,7 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import program
 import pytest
@@ -18,6 +21,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
+# The Python that made our environment.
+BASE = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
 PINNED = re.compile(
     r"^([a-z0-9-]+)==(\S+)(?: ; ([^\\\n]+?))?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE
 )
@@ -116,11 +121,23 @@ def test_what_the_machine_lacks_is_named_with_its_package(folder: Path, body: st
     assert not (folder / ".venv").exists()
 
 
-def test_an_environment_is_filled_once_and_made_anew_for_another_python(folder: Path) -> None:
-    base = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+class Filled(NamedTuple):
+    """An environment that make has filled, in a folder that one test at a time may change, and what make said."""
 
-    first, again, same = fill(folder, f"PYTHON={base}"), fill(folder), fill(folder, f"PYTHON={base}")
-    assert first.stdout.splitlines() == [
+    folder: Path
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def filled() -> Iterator[Filled]:
+    with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as name:
+        yield Filled(Path(name), fill(Path(name), f"PYTHON={BASE}").stdout.splitlines())
+
+
+def test_an_environment_is_filled_once_and_made_anew_for_another_python(filled: Filled) -> None:
+    folder = filled.folder
+    again, same = fill(folder), fill(folder, f"PYTHON={BASE}")
+    assert filled.said == [
         f"Making .venv with Python {platform.python_version()}",
         "Installing into .venv what it takes to build it and to run the demo: 15 MB to fetch",
     ]
@@ -129,24 +146,24 @@ def test_an_environment_is_filled_once_and_made_anew_for_another_python(folder: 
     mark.touch()
 
     changed = fill(folder, lock="# nothing\n")
-    assert changed.stdout.splitlines() == first.stdout.splitlines()[1:]
+    assert changed.stdout.splitlines() == filled.said[1:]
     assert mark.exists()
 
-    # Its Python is gone.
+    # Its Python is gone; the one that is asked for is in an environment itself.
     (folder / ".venv" / "bin" / "python").unlink()
     (folder / ".venv" / "bin" / "python").symlink_to(folder / "gone")
-    assert fill(folder, f"PYTHON={base}").stdout.splitlines() == first.stdout.splitlines()
+    assert fill(folder, f"PYTHON={sys.executable}").stdout.splitlines() == filled.said
     assert not mark.exists()
 
 
-def test_no_network_is_one_line(folder: Path) -> None:
+def test_no_network_is_one_line(filled: Filled) -> None:
     # There is no proxy there.
     nobody = f"http://127.0.0.1:{program.free_port()}"
     lock = f"click==8.5.1 --hash=sha256:{'0' * 64}\n"
 
     done = fill(
-        folder,
-        f"PYTHON={sys.executable}",
+        filled.folder,
+        f"PYTHON={BASE}",
         lock=lock,
         PIP_PROXY=nobody,
         PIP_CONFIG_FILE=os.devnull,
