@@ -746,19 +746,33 @@ UNRELATED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("other", UNRELATED)
-def test_what_others_have_is_no_error(other: str) -> None:
-    of_others = [
-        {"kind": kind, "metadata": {"name": "other"}, "spec": {"template": UNRELATED[other]}}
-        for kind in ("Deployment", "Anything")
-    ]
-    listed = {"kind": "List", "items": [*of_others, {"kind": "Pod"} | UNRELATED[other], "hello", None, GOOD]}
+def reports(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """What is said of each pod, and that there is nothing else but the last line."""
+    *each, last = done.stdout.split("\n\n")
+    found = dict(text.removeprefix("Pod ").split(", container liveness-probe\n") for text in each)
+    assert last.startswith(f"livenessprobe containers: {len(each)}; ")
+    assert len(found) == len(each)
+    return found
 
-    done = script("-", stdin=yaml.safe_dump(listed))
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Pod csi, container liveness-probe\n")
-    assert done.stdout.count(", container ") == 1
+def test_what_others_have_is_no_error(folder: Path) -> None:
+    """A file for each, with a sidecar of its own at the end: an error would name the file."""
+    files = [folder / name for name in UNRELATED]
+    for file in files:
+        other = UNRELATED[file.name]
+        of_others = [
+            {"kind": kind, "metadata": {"name": "other"}, "spec": {"template": other}}
+            for kind in ("Deployment", "Anything")
+        ]
+        own = changed({"metadata.name": file.name})
+        listed = {"kind": "List", "items": [*of_others, {"kind": "Pod"} | other, "hello", None, own]}
+        file.write_text(yaml.safe_dump(listed))
+
+    done = script(*files)
+
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert list(reports(done)) == list(UNRELATED)
 
 
 def test_a_container_beside_the_sidecar_is_read_for_its_probes_alone() -> None:
@@ -820,28 +834,30 @@ def test_variables_are_replaced_as_the_kubelet_does() -> None:
     assert (incomplete.unknown[0], incomplete.undefined) == ("$(NONE)", ())
 
 
-@pytest.mark.parametrize(
-    ("argument", "expected"),
-    [
-        ("--csi-address=$(NOWHERE)", "the container has no variable NOWHERE, so the text stays as it is"),
-        ("--csi-address=/csi/$(NOWHERE).sock", "the container has no variable NOWHERE"),
-        (
-            "--csi-address=${ADDRESS}",
-            "Kubernetes does not replace ${ADDRESS}: write $(ADDRESS), or the value",
-        ),
-        ("--csi-address=/csi/csi.sock --v=5", "two flags in one argument"),
-        ("--csi-address=/csi/csi.sock\n--v=5", "two flags in one argument"),
-        ("--csi-address=/csi/csi.sock\n", "a character that cannot be printed"),
-        ("--csi-address=/csi/csi\x1b[2J.sock", "a character that cannot be printed"),
-        ("--csi-address= /csi/csi.sock", "a space in an argument"),
-        ("--csi-address /csi/csi.sock", "a space in an argument"),
-    ],
-)
-def test_an_argument_that_is_not_what_was_meant_breaks(argument: str, expected: str) -> None:
-    done = script("-", stdin=yaml.safe_dump(changed({ARGS: [argument]})))
+NOT_MEANT = {
+    "--csi-address=$(NOWHERE)": "the container has no variable NOWHERE, so the text stays as it is",
+    "--csi-address=/csi/$(NOWHERE).sock": "the container has no variable NOWHERE",
+    "--csi-address=${ADDRESS}": "Kubernetes does not replace ${ADDRESS}: write $(ADDRESS), or the value",
+    "--csi-address=/csi/csi.sock --v=5": "two flags in one argument",
+    "--csi-address=/csi/csi.sock\n--v=5": "two flags in one argument",
+    "--csi-address=/csi/csi.sock\n": "a character that cannot be printed",
+    "--csi-address=/csi/csi\x1b[2J.sock": "a character that cannot be printed",
+    "--csi-address= /csi/csi.sock": "a space in an argument",
+    "--csi-address /csi/csi.sock": "a space in an argument",
+}
 
-    escaped = argument.replace("\n", "\\n").replace("\x1b", "\\x1b")
-    assert f"  breaks    {escaped}: {expected}" in done.stdout
+
+def test_an_argument_that_is_not_what_was_meant_breaks() -> None:
+    pods = [changed({"metadata.name": str(n), ARGS: [each]}) for n, each in enumerate(NOT_MEANT)]
+
+    done = script("-", stdin=yaml.safe_dump_all(pods))
+
+    said = reports(done)
+    for number, (argument, expected) in enumerate(NOT_MEANT.items()):
+        escaped = argument.replace("\n", "\\n").replace("\x1b", "\\x1b")
+        assert f"  breaks    {escaped}: {expected}" in said[str(number)]
+    # Each counts alone, and one would do for the exit code.
+    assert done.stdout.endswith(f"with something that would break: {len(NOT_MEANT)}\n")
     assert done.returncode == 1
     assert done.stdout.replace("\n", "").isprintable()
 
