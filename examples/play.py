@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -136,6 +137,23 @@ class Play:
                     return
 
 
+def states_typed() -> Iterator[str]:
+    """The keys of states, as they are typed, until q or the end of the input; a signal ends it too."""
+    # A signal that comes just before a read would only be handled after it.
+    signals, wake_up = os.pipe()
+    os.set_blocking(wake_up, False)
+    signal.set_wakeup_fd(wake_up)
+    while True:
+        select.select([sys.stdin, signals], [], [])
+        for key in (typed := os.read(sys.stdin.fileno(), 64).decode(errors="replace")):
+            if key == "q":
+                return
+            if key in STATES:
+                yield key
+        if not typed:
+            return
+
+
 # ---- in a terminal
 
 
@@ -168,10 +186,8 @@ def keys_at_once() -> Iterator[None]:
 
 def live(play: Play) -> None:
     with keys_at_once(), Live(get_renderable=lambda: screen(play), screen=True, refresh_per_second=8):
-        while (typed := os.read(sys.stdin.fileno(), 64).decode(errors="replace")) and "q" not in typed:
-            for key in typed:
-                if key in STATES:
-                    play.press(key)
+        for key in states_typed():
+            play.press(key)
 
 
 # ---- without one
@@ -180,13 +196,9 @@ def live(play: Play) -> None:
 def lines(play: Play) -> None:
     print(f"$ {play.command}\nA letter and Enter: {KEYS}")
     show_line(play)
-    for line in sys.stdin:
-        for key in line.strip():
-            if key == "q":
-                return
-            if key in STATES:
-                play.press(key)
-                show_line(play)
+    for key in states_typed():
+        play.press(key)
+        show_line(play)
 
 
 def show_line(play: Play) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -92,6 +93,8 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+        for pid in processes_of_plays():  # which have this terminal open, and nobody else to end them
+            os.kill(pid, signal.SIGKILL)
         os.close(self._theirs)
         self._reader.join()
         os.close(self.ours)
@@ -118,13 +121,14 @@ class Terminal:
 TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 
 
-def processes_of_plays() -> set[str]:
-    """The command lines of drivers and programs that this test's plays have started, whoever their parents are now."""
-    found = set()
+def processes_of_plays() -> dict[int, str]:
+    """The drivers and programs that this test's plays have started, whoever their parents are now, and their command lines."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if f"PLAYED_BY={os.getpid()}\0".encode() in path.read_bytes():
-                found.add((path.parent / "cmdline").read_bytes().decode().replace("\0", " "))
+                command = (path.parent / "cmdline").read_bytes().decode()
+                found[int(path.parent.name)] = command.replace("\0", " ")
     return found
 
 

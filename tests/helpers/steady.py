@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 LOOPS_A_PROCESSOR = 2
+# When to give up on a run.
+LIMIT = "1h"
 
 
 @contextlib.contextmanager
@@ -40,7 +42,11 @@ def run(log: Path, arguments: list[str]) -> list[str]:
     """Run the tests once; return those that failed, or the last line if there is no other sign."""
     command = [sys.executable, "-m", "pytest", "-q", *arguments]
     with log.open("w") as output:
-        code = subprocess.run(command, cwd=ROOT, check=False, stdout=output, stderr=output).returncode
+        # A test that fails must leave nobody waiting.
+        bound = ["timeout", "--signal=INT", "--kill-after=60", LIMIT]
+        code = subprocess.run(
+            [*bound, *command], cwd=ROOT, check=False, stdout=output, stderr=output
+        ).returncode
     text = log.read_text()
     failed = re.findall(r"(?m)^(?:FAILED|ERROR) (\S+)", text)
     return failed or ([f"exit code {code}: {text.strip().splitlines()[-1]}"] if code else [])
