@@ -41,4 +41,5 @@ os.execvp(sys.argv[5], sys.argv[5:])
 def denying(call: str, error: int = errno.EPERM, *, argument: int = -1, value: int = 0) -> list[str]:
     """What to put before a command; argument and value restrict it to calls that have this value there."""
     number = NUMBERS[call][platform.machine() == "aarch64"]
-    return [sys.executable, "-c", _LAUNCHER, *map(str, (number, error, argument, value))]
+    # Without what site-packages do at each start, such as measuring coverage, which the command itself does again.
+    return [sys.executable, "-IS", "-c", _LAUNCHER, *map(str, (number, error, argument, value))]
