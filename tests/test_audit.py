@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.unmeasured
+
 PACKED = len(re.findall("(?m)^[a-z]", kept.LOCK.read_text()))
 FOUND = {
     "schema_version": "1.6.0",

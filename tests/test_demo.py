@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.unmeasured
+
 DEMO = (sys.executable, str(program.ROOT / "examples" / "demo.py"))
 
 

@@ -24,6 +24,8 @@ from program import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+pytestmark = pytest.mark.unmeasured
+
 SCRIPT = (sys.executable, str(ROOT / "examples" / "play.py"))
 PLAY = (*SCRIPT, str(ROOT / "bin" / "livenessprobe"))
 

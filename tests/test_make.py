@@ -15,6 +15,8 @@ import program
 import pytest
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.unmeasured
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:

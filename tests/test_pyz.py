@@ -47,7 +47,8 @@ SHELLS = [
 ]
 AS_ROOT = os.geteuid() == 0
 
-pytestmark = pytest.mark.timeout(400)  # several builds, from nothing
+# Several builds, from nothing.
+pytestmark = [pytest.mark.timeout(400), pytest.mark.unmeasured]
 VERSION = re.compile(r"livenessprobe \S+ \(Python \S+, grpcio [\d.]+\)\n")
 
 

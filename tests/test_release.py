@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
     from podman_engine import Podman
 
-pytestmark = pytest.mark.timeout(600)  # builds images, and maybe the one to build them in
+# It builds images, and maybe the one to build them in.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.unmeasured]
 
 PAGE = (program.ROOT / "docs" / "release.md").read_text()
 NAME = f"registry.example/csi/livenessprobe:v{__version__}"

@@ -206,15 +206,18 @@ class Seen(NamedTuple):
     connections: int  # accepted and still open
 
 
+# What makes each new Python of our environment measure coverage.
+MEASURING = ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+
+
 @functools.cache
 def _forks() -> ForkServerContext:
     """Starts the process that forks, once, with gRPC loaded, silent, and without what measures coverage."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["grpc._server"])
     kept = dict(os.environ)
-    for name in kept:
-        if name.startswith("COVERAGE_"):
-            del os.environ[name]
+    for name in MEASURING:
+        os.environ.pop(name, None)
     os.environ["GRPC_VERBOSITY"] = "NONE"
     try:
         forkserver.ensure_running()
