@@ -143,7 +143,7 @@ def test_ends_with_a_killed_test(socket_path: Path, paused: bool) -> None:
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, socket_path],
-        env={**os.environ, "PYTHONPATH": str(Path(FILE).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(FILE).parent), "TMPDIR": str(socket_path.parent)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as test:
