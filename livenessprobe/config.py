@@ -184,7 +184,7 @@ def log_settings(given: Given) -> tuple[int, tuple[tuple[str, int], ...], bool]:
 def decide(given: Given) -> Config:
     """Turn the values that were given into a configuration; raises ConfigError for those that cannot work."""
     values: dict[str, Any] = {flag.name: flag.read(flag.default) for flag in EFFECTIVE if flag.default} | {
-        "http-endpoint": "", "metrics-address": "", "once": False, "version": False, "vmodule": (),
+        "http-endpoint": "", "metrics-address": "", "once": False, "version": False,
     } | dict(given)  # fmt: skip
     for name in ("csi-address", "health-port", "http-endpoint", "metrics-address", "logging-format"):
         if reason := goflags.unreplaced(values[name]):
