@@ -263,6 +263,13 @@ def test_the_longest_head_is_as_long_as_may_be() -> None:
     assert len(FINE["longest head"]) == LONGEST_HEAD == 16_384
 
 
+def test_a_head_that_grows_too_long_is_cut_there() -> None:
+    head = FINE["HTTP/1.1"].removesuffix(b"\r\n") + b"A: " + b"a" * LONGEST_HEAD
+
+    assert head_size(head[:LONGEST_HEAD]) == 0
+    assert head_size(head[: LONGEST_HEAD + 1]) == LONGEST_HEAD
+
+
 def test_headers_are_exact() -> None:
     body = b"of this length in no other test, whose head would be the same one"
     sent = head_of(Response(500, body)) + body
