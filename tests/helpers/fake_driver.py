@@ -418,7 +418,7 @@ class FakeDriver:
         assert not self._paused, "a paused driver takes no commands"
         with self._turn, contextlib.suppress(EOFError):
             self._commands.send((do, *arguments))
-            if self._commands.poll(10):
+            if self._commands.poll(60):
                 return self._commands.recv()
         raise AssertionError(f"the driver has not answered to {do!r}")
 
