@@ -207,7 +207,8 @@ def test_verdicts_are_those_of_the_program(row: int, case: str, socket_path: Pat
     shown = re.search("`([^`]*)`", f"`{text}`" if "`" not in text else text)
     assert shown
     pattern = ".*".join(map(re.escape, shown[1].split("…")))
-    flags = [f"--csi-address={socket_path}", "--probe-timeout=2s", "--connection-timeout=0s"]
+    timeout = 2 if case in ("hang", "stopped", "full") else 20
+    flags = [f"--csi-address={socket_path}", f"--probe-timeout={timeout}s", "--connection-timeout=0s"]
     # As root we may use any socket.
     user = program.unprivileged() if case == "forbidden" else None
 

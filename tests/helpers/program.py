@@ -174,7 +174,7 @@ class Probe:
         try:
             seen = 0
             while len(self.addresses) < self._listeners:
-                found, seen = self._find(r'\bServing\b.*?\baddress"?[=:]"([^"]*)"', 10.0, seen)
+                found, seen = self._find(r'\bServing\b.*?\baddress"?[=:]"([^"]*)"', 60.0, seen)
                 self.addresses.append(found[1])
         except BaseException:
             self._end()
