@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
     from livenessprobe.exchange import Response
 
-pytestmark = pytest.mark.unmeasured
-
 # Longer than anything here takes.
 PATIENCE = 20.0
 # For peers that may say no more.

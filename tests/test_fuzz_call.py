@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["tally"]  # a fixture
 
-pytestmark = pytest.mark.unmeasured
-
 BRIEF = 0.1
 # Much less than that is queued at a time, whatever the peer says.
 MOST_QUEUED = 1 << 20

@@ -326,6 +326,8 @@ def test_those_who_left_are_forgotten_at_once() -> None:
             until_empty(lambda: running.server._reading)
 
         with running.connect_narrow(b"GET /large HTTP/1.0\r\n\r\n") as reading:
+            assert reading.recv(1, socket.MSG_PEEK)
+            assert running.get() == 200  # so the kernel has all of it, and the client not yet
             assert read_answer(read_all(reading)).body == body
         until_empty(lambda: running.server._leaving)
 
