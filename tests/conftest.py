@@ -7,7 +7,7 @@ import faulthandler
 import os
 import signal
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +15,7 @@ import coverage
 import program
 import pytest
 import this_run
-from fake_driver import MEASURING, FakeDriver
+from fake_driver import FakeDriver, unmeasured_children
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
@@ -60,20 +60,29 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a fixture of their file go to the same worker; long ones start early."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deal the tests out to the workers so that they end together, and soon.
+
+    Those that share a fixture of their file go to the same worker. Each file is spread over the whole run, since the tests
+    of some files wait and those of others compute, and long ones start early.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    sizes = Counter(item.path for item in items)
+    seen: Counter[Path] = Counter()
+    turns: dict[pytest.Item, float] = {}
     for item in items:
         assert isinstance(item, pytest.Function)
         for definitions in item._fixtureinfo.name2fixturedefs.values():
             if definitions[-1].scope != "function" and definitions[-1].baseid.endswith(".py"):
                 item.add_marker(pytest.mark.xdist_group(definitions[-1].baseid))
-    turns = {item: turn for turn, item in enumerate(items)}
-    for item in items:
         patience = max((mark.args[0] for mark in item.iter_markers("timeout")), default=0)
+        turns[item] = seen[item.path] / sizes[item.path]
         if patience > IMAGE_SECONDS or item.path.name == "test_image.py":
             turns[item] = 0  # with the making of the images
         elif patience == IMAGE_SECONDS:
-            turns[item] //= 2  # once they are there
+            turns[item] /= 2  # once they are there
+        seen[item.path] += 1
     items.sort(key=turns.__getitem__)
 
 
@@ -108,6 +117,27 @@ def _command(pid: int) -> str:
     return "ended"
 
 
+@contextlib.contextmanager
+def _unmeasured() -> Iterator[None]:
+    """No coverage is measured meanwhile, neither here nor in processes that are started."""
+    measured = coverage.Coverage.current()
+    if measured:
+        measured.stop()
+    try:
+        with unmeasured_children():
+            yield
+    finally:
+        if measured:
+            measured.start()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Measures no coverage: tests show what the program's modules do when they are loaded."""
+    with contextlib.nullcontext() if session.config.getoption("measure_all") else _unmeasured():
+        return (yield)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Measures no coverage in tests marked so: to run the package by the hundred thousand lines takes twice the time.
@@ -116,16 +146,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """
     if not item.get_closest_marker("unmeasured") or item.config.getoption("measure_all"):
         return (yield)
-    measured = coverage.Coverage.current()
-    for_children = {name: os.environ.pop(name) for name in MEASURING if name in os.environ}
-    if measured:
-        measured.stop()
-    try:
+    with _unmeasured():
         return (yield)
-    finally:
-        if measured:
-            measured.start()
-        os.environ.update(for_children)
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkServerContext, ForkServerProcess
 
@@ -207,23 +207,30 @@ class Seen(NamedTuple):
 
 
 # What makes each new Python of our environment measure coverage.
-MEASURING = ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+_MEASURING = ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+
+
+@contextlib.contextmanager
+def unmeasured_children(**variables: str) -> Iterator[None]:
+    """Processes that are started meanwhile measure no coverage, and have these variables too."""
+    kept = dict(os.environ)
+    for name in _MEASURING:
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
 
 
 @functools.cache
 def _forks() -> ForkServerContext:
-    """Starts the process that forks, once, with gRPC loaded, silent, and without what measures coverage."""
+    """Starts the process that forks, once, with gRPC loaded, and silent."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["grpc._server"])
-    kept = dict(os.environ)
-    for name in MEASURING:
-        os.environ.pop(name, None)
-    os.environ["GRPC_VERBOSITY"] = "NONE"
-    try:
+    with unmeasured_children(GRPC_VERBOSITY="NONE"):
         forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
     return context
 
 
