@@ -174,8 +174,10 @@ def test_a_broken_observer_keeps_nobody_from_the_answer() -> None:
     def broken(_: Checked) -> None:
         raise RuntimeError("broken")
 
-    checks = Checks(Stop(), time.monotonic)
+    stop = Stop()
+    checks = Checks(stop, time.monotonic)
     checks.ask(answers.put)
+    stop.set()  # or else this thread waits for more, should the observer not be called
     with pytest.raises(RuntimeError):
         checks.run(lambda _: HEALTHY, broken)
     assert answers.get_nowait() is HEALTHY

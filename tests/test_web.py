@@ -237,6 +237,7 @@ def test_bodies_are_not_read_and_the_answer_arrives(healthy: Serving, size: int)
     with contextlib.suppress(ConnectionError):
         while True:
             readable, writable, _ = select.select([client], [client] if left else [], [], PATIENCE)
+            assert readable or writable
             if readable:
                 data = client.recv(65536)
                 answer += data
@@ -721,6 +722,7 @@ def test_slow_heads_are_given_up(healthy: Serving) -> None:
     dribbling = healthy.connect(b"GET /healthz HTTP/1.0\r\nA: ")
     with contextlib.suppress(ConnectionError):
         while not select.select([dribbling], [], [], 0.1)[0]:
+            assert time.monotonic() < begin + PATIENCE
             dribbling.sendall(b"a")
 
     for client in [*slow, dribbling]:
@@ -743,6 +745,7 @@ def test_who_never_reads_the_answer_is_given_up() -> None:
         # The answer ends at once, the connection only later.
         assert read_answer(read_all(never_closing)).status == 405
         while _may_send(never_closing):
+            assert time.monotonic() < begin + PATIENCE
             time.sleep(0.05)
         assert time.monotonic() - begin >= web.LEAVE_SECONDS - 0.1
         # Our kernel does not keep what its kernel has not received.
