@@ -363,6 +363,26 @@ def test_no_line_of_many_threads_is_forgotten() -> None:
     assert len(kept) + lost == 8 * 200
 
 
+def test_while_a_loss_is_told_no_line_is_taken() -> None:
+    others: list[threading.Thread] = []
+
+    def loss(lost: int) -> str:
+        if not others:
+            others.append(threading.Thread(target=writer.write, args=("other",), daemon=True))
+            others[0].start()
+            others[0].join(0.2)  # in which it would be taken
+        return f"{lost} lost"
+
+    with pipe() as (reader, descriptor):
+        writer = Writer(descriptor, loss)
+        write(writer, "x" * 2 * MOST_BYTES, "too many")
+        lines = read_until(reader, "other")
+        write(writer, "end")
+        lines += read_until(reader, "end")
+
+    assert lines[1:] == ["1 lost", "other", "end"]
+
+
 @contextlib.contextmanager
 def no_thread_to_be_had() -> Iterator[None]:
     before = threading.stack_size(2**46)
