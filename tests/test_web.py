@@ -228,6 +228,22 @@ def test_one_request_for_each_connection(healthy: Serving) -> None:
     assert healthy.get(GET * 3) == 200  # read_answer() makes sure that there is only one
 
 
+def test_what_comes_while_a_request_waits_is_no_request() -> None:
+    replies: queue.Queue[Reply] = queue.Queue()
+    with serving({"/healthz": ok, "/later": replies.put}, clock=Clock()) as running:
+        client = running.connect(b"GET /later HTTP/1.0\r\n")
+        assert running.get() == 200  # by now the server waits for more of it
+        client.sendall(b"\r\n")
+        reply = replies.get(timeout=PATIENCE)
+        client.sendall(b"GET /later HTTP/1.0\r\n\r\n")
+        for _ in range(2):
+            assert running.get() == 200
+        reply(Response(200, b"at last"))
+
+        assert read_answer(read_all(client)).body == b"at last"
+        assert replies.empty()
+
+
 @pytest.mark.parametrize("size", [1, 1000, 50_000_000])
 def test_bodies_are_not_read_and_the_answer_arrives(healthy: Serving, size: int) -> None:
     client = healthy.connect(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
@@ -331,6 +347,26 @@ def test_those_who_left_are_forgotten_at_once() -> None:
             assert running.get() == 200  # so the kernel has all of it, and the client not yet
             assert read_answer(read_all(reading)).body == body
         until_empty(lambda: running.server._leaving)
+
+
+@pytest.mark.parametrize("more", [b"x", b""])
+def test_who_goes_on_before_it_has_the_answer_is_awaited(more: bytes) -> None:
+    """Sends more, or ends its side: to close now would lose the answer, or leave it to the kernel, uncounted."""
+    body = bytes(range(256)) * 100
+    large = {"/large": lambda reply: reply(Response(200, body))}
+    with serving({"/healthz": ok, **large}, clock=Clock()) as running:
+        reading = running.connect_narrow(b"GET /large HTTP/1.0\r\n\r\n")
+        assert reading.recv(1, socket.MSG_PEEK)
+        assert running.get() == 200  # so the kernel has all of it, and the client not yet
+        if more:
+            reading.sendall(more)
+        else:
+            reading.shutdown(socket.SHUT_WR)
+        for _ in range(2):  # by then that had its turn
+            assert running.get() == 200
+
+        assert running.server._leaving
+        assert read_answer(read_all(reading)).body == body
 
 
 def test_an_empty_line_alone_is_taken_from_before_a_request(healthy: Serving) -> None:
