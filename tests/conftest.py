@@ -81,7 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if patience > IMAGE_SECONDS or item.path.name == "test_image.py":
             turns[item] = 0  # with the making of the images
         elif patience == IMAGE_SECONDS:
-            turns[item] /= 2  # once they are there
+            turns[item] = 0.25 + turns[item] / 2  # once they are there
         seen[item.path] += 1
     items.sort(key=turns.__getitem__)
 
