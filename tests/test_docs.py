@@ -36,8 +36,7 @@ PACKAGE = ROOT / "livenessprobe"
 PAGES = sorted(
     path
     for path in ROOT.rglob("*.md")
-    if not {".venv", "node_modules"} & set(path.relative_to(ROOT).parts)
-    and not path.parts[-2].startswith(".")
+    if not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
 )
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
