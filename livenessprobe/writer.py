@@ -16,6 +16,7 @@ from livenessprobe import threads
 
 MOST_BYTES = 64 * 1024  # in the queue; a pipe holds as much again
 MOMENT_SECONDS = 0.3  # for the last lines; two of these and the answers still on their way fit into a second
+_TURN_SECONDS = 5.0  # in which a thread gets its turn on a busy machine, or under a tight limit
 
 
 class Writer:
@@ -49,9 +50,11 @@ class Writer:
                 self._write_first()
 
     def flush(self, seconds: float = MOMENT_SECONDS) -> None:
-        """Wait until all is written, but no longer than this."""
+        """Wait until all is written, but no longer than this if nobody reads."""
         with self._changed:
             self._changed.wait_for(lambda: not self._queue, seconds)
+            if self._queue and self._is_ready():  # somebody reads, so it is the thread that had no turn
+                self._changed.wait_for(lambda: not self._queue, _TURN_SECONDS)
 
     def _run(self) -> None:
         while True:
@@ -102,10 +105,14 @@ class Writer:
         try:
             return os.write(self._descriptor, data)
         except BlockingIOError:  # somebody else made it so
-            poll = select.poll()
-            poll.register(self._descriptor, select.POLLOUT)
-            poll.poll()
+            self._is_ready(None)
             return 0
+
+    def _is_ready(self, milliseconds: int | None = 0) -> bool:
+        """Tell whether it takes more, after this time at most; not if nobody can read it any more."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        return poll.poll(milliseconds) == [(self._descriptor, select.POLLOUT)]
 
 
 def write_out(descriptor: int, text: str) -> None:

@@ -428,6 +428,46 @@ def test_the_last_lines_of_standard_output_and_error_have_a_second_together() ->
     assert 0 < 2 * MOMENT_SECONDS < 1
 
 
+class Late(Writer):
+    """Its thread has no turn before it is told, as on a machine that is busy."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.turn = threading.Event()
+        super().__init__(descriptor, "{} lost".format)
+
+    def _write_some(self, data: bytes) -> int:
+        assert self.turn.wait(20)
+        return super()._write_some(data)
+
+
+def test_a_thread_that_is_late_is_awaited_while_somebody_reads() -> None:
+    with pipe() as (reader, descriptor):
+        writer = Late(descriptor)
+        writer.write("at last")
+        timer = threading.Timer(2 * MOMENT_SECONDS, writer.turn.set)
+        timer.daemon = True
+        timer.start()
+        at_once(writer.flush)
+
+        assert select.select([reader], [], [], 0)[0]
+        assert take(reader, 100) == b"at last\n"
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_thread_that_never_has_its_turn_is_given_up(read: bool) -> None:
+    with pipe() as (_, descriptor):
+        if not read:
+            fill(descriptor)
+        writer = Late(descriptor)
+        writer.write("lost")
+        begin = time.monotonic()
+        at_once(writer.flush)
+        took = time.monotonic() - begin
+        writer.turn.set()
+
+    assert took >= 5 + MOMENT_SECONDS if read else MOMENT_SECONDS <= took < 5
+
+
 def test_one_text_is_written_as_a_whole_or_given_up() -> None:
     with pipe() as (reader, descriptor):
         write_out(descriptor, "two\nlines \udcff")
