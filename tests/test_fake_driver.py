@@ -66,8 +66,11 @@ def test_one_call_after_the_other_is_never_two_at_a_time(driver: FakeDriver) -> 
         for _ in range(100):
             ask(channel)
         driver.set("hang")
+        call: Any = channel.unary_unary(f"{fake_driver.SERVICE}Probe")
         for _ in range(50):
-            ask(channel, timeout=0.01)
+            given_up = call.future(b"")
+            driver.wait(probing=1)
+            given_up.cancel()
             # gRPC promises no order of the end of a call that was given up and the beginning of the next.
             driver.wait_until(lambda seen: seen.probing == 0)
 

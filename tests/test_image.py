@@ -298,17 +298,10 @@ def _started_in_time(containers: ExitStack, *arguments: str) -> Container:
         started = int(Path(f"/proc/{container.pid}/stat").read_text().rpartition(")")[2].split()[19])
         taken = ready - started / os.sysconf("SC_CLK_TCK") + _suspended()
         # The time it waited for a processor is due to the machine's other work.
-        starts.append(taken - _waited_for_processors(container.pid))
+        starts.append(taken - program.waited_for_processors(container.pid))
         if starts[-1] >= 1:
             container.stop()
     return container
-
-
-def _waited_for_processors(pid: int) -> float:
-    """In seconds, of all its threads."""
-    return (
-        sum(int(file.read_text().split()[1]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
-    )
 
 
 def _hardship(container: Container) -> dict[str, float]:

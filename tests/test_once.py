@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 QUICK = ("--connection-timeout=300ms", "--probe-timeout=300ms")
+# With time for whoever answers, and for the system to refuse a connection, on a busy machine.
+PATIENT = ("--connection-timeout=300ms", "--probe-timeout=20s")
 GO_CODES = {"CANCELLED": "Canceled"}
 
 
@@ -143,7 +145,7 @@ def test_tcp_addresses(form: str) -> None:
 def test_nobody_listens_on_a_tcp_port() -> None:
     address = f"127.0.0.1:{program.free_port()}"
 
-    code, line = told(once(address, *QUICK))
+    code, line = told(once(address, *PATIENT))
 
     assert code == 3
     assert line.startswith(f"cannot connect to {address}: ")
@@ -167,7 +169,7 @@ UNREACHABLE: dict[str, tuple[peers.Peer, str]] = {
 def test_no_connection(socket_path: Path, case: str) -> None:
     peer, reason = UNREACHABLE[case]
     with peer(socket_path):
-        code, line = told(once(socket_path, *QUICK))
+        code, line = told(once(socket_path, *PATIENT))
 
     assert code == 3
     assert re.match(f"cannot connect to {socket_path}: {reason}", line)

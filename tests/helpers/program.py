@@ -63,6 +63,15 @@ def unprivileged() -> int | None:
     return 65534 if os.geteuid() == 0 else None
 
 
+def waited_for_processors(*pids: int) -> float:
+    """Seconds that all threads of these processes waited for a processor: so much of a time is due to other work."""
+    nanoseconds = 0
+    for file in (file for pid in pids for file in Path(f"/proc/{pid}/task").glob("*/schedstat")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            nanoseconds += int(file.read_text().split()[1])
+    return nanoseconds / 1e9
+
+
 def free_port() -> int:
     """A TCP port nobody listens on, for flags that do not take 0.
 
