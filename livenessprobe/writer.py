@@ -50,7 +50,7 @@ class Writer:
                 self._write_first()
 
     def flush(self, seconds: float = MOMENT_SECONDS) -> None:
-        """Wait until all is written, but no longer than this if nobody reads."""
+        """Wait until all is written: no longer than this if nobody reads, and five seconds more if somebody does."""
         with self._changed:
             self._changed.wait_for(lambda: not self._queue, seconds)
             if self._queue and self._is_ready():  # somebody reads, so it is the thread that had no turn

@@ -118,8 +118,11 @@ def _command(pid: int) -> str:
 
 
 @contextlib.contextmanager
-def _unmeasured() -> Iterator[None]:
-    """No coverage is measured meanwhile, neither here nor in processes that are started."""
+def _unmeasured(config: pytest.Config) -> Iterator[None]:
+    """No coverage is measured meanwhile, neither here nor in processes that are started; unless all is to be."""
+    if config.getoption("measure_all"):
+        yield
+        return
     measured = coverage.Coverage.current()
     if measured:
         measured.stop()
@@ -134,7 +137,7 @@ def _unmeasured() -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Measures no coverage: tests show what the program's modules do when they are loaded."""
-    with contextlib.nullcontext() if session.config.getoption("measure_all") else _unmeasured():
+    with _unmeasured(session.config):
         return (yield)
 
 
@@ -144,9 +147,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
     Nor in what they start, since a tool in our environment would take 0.1 s more for its start, and reach none of it.
     """
-    if not item.get_closest_marker("unmeasured") or item.config.getoption("measure_all"):
+    if not item.get_closest_marker("unmeasured"):
         return (yield)
-    with _unmeasured():
+    with _unmeasured(item.config):
         return (yield)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import re
 import socket
 import struct
@@ -387,12 +386,9 @@ class Lives(RuleBasedStateMachine):
         expected = self.verdict()
         status = 200 if (expected.alive if path == "/livez" else expected.healthy) else 500
         end = time.monotonic() + PATIENCE
-        pids = [os.getpid(), self.probe.pid, *([self.driver.pid] if self.driver else [])]
+        pids = [each.pid for each in (self.probe, self.driver) if each]
         while True:
-            waited = program.waited_for_processors(*pids)
-            response = self.probe.get(path, method)
-            # Without what the machine's other work took.
-            took = response.seconds - max(0.0, program.waited_for_processors(*pids) - waited)
+            response, took = program.asked(lambda: self.probe.get(path, method), *pids)
             self.tally.add("checks")
             self.tally.add(f"checks: {expected.kind}")
             self.tally.add(f"answers after the timeout: {expected.kind}", took > PROBE_TIMEOUT)

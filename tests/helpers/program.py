@@ -72,6 +72,14 @@ def waited_for_processors(*pids: int) -> float:
     return nanoseconds / 1e9
 
 
+def asked(ask: Callable[[], Response], *pids: int) -> tuple[Response, float]:
+    """A response, and the seconds it took without those for which threads of these processes, or of ours, had no processor."""
+    pids = (os.getpid(), *pids)
+    waited = waited_for_processors(*pids)
+    response = ask()
+    return response, response.seconds - max(0.0, waited_for_processors(*pids) - waited)
+
+
 def free_port() -> int:
     """A TCP port nobody listens on, for flags that do not take 0.
 
