@@ -240,6 +240,15 @@ class Probe:
         finally:
             connection.close()
 
+    def catch_up(self) -> None:
+        """Waits until the program has read all that was sent to it before.
+
+        One answer does not tell: a connection that was accepted before its bytes came is read in the server's next turn,
+        and a request that comes with its connection is answered in this one. An answer of a later turn does.
+        """
+        for _ in range(2):
+            assert self.get("/nothing").status == 404
+
     def raw(self, request: bytes, listener: int = 0, timeout: float = 10.0) -> bytes:
         """Sends bytes, which need not be HTTP, and returns everything that comes until the program closes."""
         received = b""
