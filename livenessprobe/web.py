@@ -204,10 +204,10 @@ class Server:
     def _report_exhaustion(self, error: Exception) -> None:
         now = self._clock()
         if now - self._exhaustion_told >= _TELL_EXHAUSTION_SECONDS:
-            self._exhaustion_told = now
-            with suppress(MemoryError):
+            with suppress(MemoryError):  # then the next time
                 reason = limits.denial(error) or str(error)
                 logging.getLogger(__name__).error("Cannot accept connections", {"err": reason})
+                self._exhaustion_told = now
 
     def _receive(self, connection: Connection) -> None:
         searched = len(connection.head)

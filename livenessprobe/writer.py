@@ -8,6 +8,7 @@ and may wait for ever; a bounded queue is in front of it.
 import os
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ from livenessprobe import threads
 MOST_BYTES = 64 * 1024  # in the queue; a pipe holds as much again
 MOMENT_SECONDS = 0.3  # for the last lines; two of these and the answers still on their way fit into a second
 _TURN_SECONDS = 5.0  # in which a thread gets its turn on a busy machine, or under a tight limit
+_MEMORY_PAUSE_SECONDS = 0.1  # in which others may give some back
 
 
 class Writer:
@@ -58,9 +60,14 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue)
-            self._write_first()
+            try:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._queue)
+                self._write_first()
+            except (
+                MemoryError
+            ):  # even to wait takes some; without this thread nothing would ever be written again
+                time.sleep(_MEMORY_PAUSE_SECONDS)
 
     def _write_first(self) -> None:
         data, lines = self._queue[0]

@@ -869,6 +869,33 @@ def test_out_of_memory_the_oldest_is_evicted_and_the_server_goes_on(
     assert values["err"].startswith("out of memory; seen from here: ")
 
 
+def test_what_there_was_no_memory_to_tell_is_told_the_next_time(
+    errors: list[tuple[str, dict[str, str]]],
+) -> None:
+    memory, attempts = Memory(), list[str]()
+
+    def short_of_memory(record: logging.LogRecord) -> bool:
+        attempts.append(record.msg)
+        if len(attempts) == 1:
+            raise MemoryError
+        return True
+
+    logger = logging.getLogger(web.__name__)
+    logger.addFilter(short_of_memory)
+    try:
+        with serving({"/healthz": ok}, clock=memory) as running:
+            for _ in range(3):
+                half_open = running.connect()
+                assert running.get() == 200  # by now it is accepted
+                memory.short_in = "_accept"
+                assert running.get() == 200
+                assert read_all(half_open) == b""
+    finally:
+        logger.removeFilter(short_of_memory)
+    assert len(attempts) == 2
+    assert [message for message, _ in errors] == ["Cannot accept connections"]
+
+
 def test_out_of_memory_for_its_answer_a_connection_is_dropped(errors: list[tuple[str, object]]) -> None:
     memory = Memory()
 

@@ -295,6 +295,30 @@ def test_what_cannot_be_written_is_lost_at_once_and_told_where_it_can_be(
     assert lines == ["3 lost", "next"]
 
 
+def test_out_of_memory_it_goes_on_later() -> None:
+    told: list[int] = []
+
+    def loss(lines: int) -> str:
+        told.append(lines)
+        if len(told) == 1:
+            raise MemoryError
+        return f"{lines} lost"
+
+    with pipe() as (reader, descriptor):
+        taken = fill(descriptor)
+        writer = Writer(descriptor, loss)
+        write(writer, *("x" * 30_000 for _ in range(3)))
+        take(reader, taken)
+        read_until(reader, "x{30000}\nx{30000}")
+        end = time.monotonic() + 20
+        while not told:
+            assert time.monotonic() < end
+        write(writer, "next")
+
+        assert read_until(reader, "next") == ["1 lost", "next"]
+    assert told == [1, 1]
+
+
 def test_what_was_torn_is_not_continued_by_the_next_line() -> None:
     with pipe() as (reader, descriptor):
         writer = on(descriptor)
