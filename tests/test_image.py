@@ -374,12 +374,17 @@ def test_strangers_who_do_not_read_kill_no_small_container(
 
 
 def test_the_engine_keeps_to_its_limit_of_memory(built: Archive) -> None:
-    """Shows that the tests above can fail: whatever takes more is killed."""
-    limits = ["--memory=24m", "--memory-swap=24m", f"--entrypoint={PYTHON}"]
-    with created(*HARDENED, *limits, built.tag, "-IS", "-c", "b'x' * (32 << 20)") as container:
-        container.start()
-        assert must("wait", container.id) == "137"
-        assert container.inspect()["State"]["OOMKilled"]
+    """Shows that the tests above can fail: whatever takes more is killed.
+
+    The engine's own word for that, OOMKilled, is a race: it may hear of the end before it hears of the reason.
+    """
+    codes = []
+    for limit in ("24m", "64m"):
+        limits = [f"--memory={limit}", f"--memory-swap={limit}", f"--entrypoint={PYTHON}"]
+        with created(*HARDENED, *limits, built.tag, "-IS", "-c", "b'x' * (32 << 20)") as container:
+            container.start()
+            codes.append(must("wait", container.id))
+    assert codes == ["137", "0"]
 
 
 # ---- what the node denies
