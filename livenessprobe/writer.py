@@ -64,9 +64,8 @@ class Writer:
                 with self._changed:
                     self._changed.wait_for(lambda: self._queue)
                 self._write_first()
-            except (
-                MemoryError
-            ):  # even to wait takes some; without this thread nothing would ever be written again
+            except MemoryError:
+                # Even to wait takes some. Without this thread nothing would ever be written again.
                 time.sleep(_MEMORY_PAUSE_SECONDS)
 
     def _write_first(self) -> None:
