@@ -327,10 +327,10 @@ def test_clients_may_leave_at_any_moment(
     assert healthy.get() == 200
 
 
-def until_empty(connections: Callable[[], object]) -> None:
-    """Waits until the server has none of a kind any more, of which nothing outside tells."""
+def wait_until(reached: Callable[[], bool]) -> None:
+    """Waits for a state of the server of which nothing outside tells."""
     end = time.monotonic() + PATIENCE
-    while connections():
+    while not reached():
         assert time.monotonic() < end
 
 
@@ -343,13 +343,13 @@ def test_those_who_left_are_forgotten_at_once() -> None:
             assert running.get() == 200
             assert running.server._reading
             leave(half_open)
-            until_empty(lambda: running.server._reading)
+            wait_until(lambda: not running.server._reading)
 
         with running.connect_narrow(b"GET /large HTTP/1.0\r\n\r\n") as reading:
             assert reading.recv(1, socket.MSG_PEEK)
             assert running.get() == 200  # so the kernel has all of it, and the client not yet
             assert read_answer(read_all(reading)).body == body
-        until_empty(lambda: running.server._leaving)
+        wait_until(lambda: not running.server._leaving)
 
 
 @pytest.mark.parametrize("more", [b"x", b""])
@@ -414,19 +414,14 @@ def test_while_nothing_happens_it_does_nothing() -> None:
 
 
 def test_clients_may_leave_while_they_wait() -> None:
-    replies: list[Reply] = []
-    waiting = threading.Semaphore(0)
-
-    def later(reply: Reply) -> None:
-        replies.append(reply)
-        waiting.release()
-
-    with serving({"/healthz": ok, "/later": later}) as running:
+    replies: queue.Queue[Reply] = queue.Queue()
+    with serving({"/healthz": ok, "/later": replies.put}) as running:
+        asked = []
         for leave in (socket.socket.close, reset):
             client = running.connect(b"GET /later HTTP/1.0\r\n\r\n")
-            assert waiting.acquire(timeout=PATIENCE)
+            asked.append(replies.get(timeout=PATIENCE))
             leave(client)
-        for reply in replies:
+        for reply in asked:
             reply(Response(200, b"x" * 1_000_000))
 
         assert running.get() == 200
@@ -485,9 +480,7 @@ def test_heads_together_may_have_2_mib() -> None:
     head += b"a" * (LONGEST_HEAD - len(head))
     with serving({"/healthz": ok}, clock=Clock()) as running:
         clients = [running.connect(head) for _ in range(128)]
-        end = time.monotonic() + PATIENCE
-        while running.server._head_bytes < 2 * 1024 * 1024:  # until all is read, which shows in nothing else
-            assert time.monotonic() < end
+        wait_until(lambda: running.server._head_bytes == 2 * 1024 * 1024)
         assert running.get() == 200
         assert not _ended(clients)
         running.connect(b"G")
@@ -705,25 +698,16 @@ def test_descriptors_are_left_for_the_rest_of_the_program(beyond: int) -> None:
 
 
 def test_without_room_it_looks_for_some_after_a_tenth_of_a_second() -> None:
-    replies: list[Reply] = []
-    asked = threading.Semaphore(0)
-
-    def later(reply: Reply) -> None:
-        replies.append(reply)
-        asked.release()
-
+    replies: queue.Queue[Reply] = queue.Queue()
     clock = Clock()
-    with serving({"/healthz": ok, "/later": later}, most=8, clock=clock) as running:
+    with serving({"/healthz": ok, "/later": replies.put}, most=8, clock=clock) as running:
         waiting = [running.connect(b"GET /later HTTP/1.0\r\n\r\n") for _ in range(8)]
-        for _ in waiting:
-            assert asked.acquire(timeout=PATIENCE)
+        asked = [replies.get(timeout=PATIENCE) for _ in waiting]
         late = running.connect(GET)
-        end = time.monotonic() + PATIENCE
         for clock.now in (0.0, 1.0, 2.0):
-            # Until it has looked in vain, which shows in nothing else.
-            while (running.server._accept_at or 0.0) <= clock.now:
-                assert time.monotonic() < end
-        for reply in replies:
+            # Until it has looked in vain.
+            wait_until(lambda: (running.server._accept_at or 0.0) > clock.now)
+        for reply in asked:
             ok(reply)
         for client in waiting:
             assert read_answer(read_all(client)).body == b"ok"
@@ -783,7 +767,7 @@ def test_who_never_reads_the_answer_is_given_up() -> None:
         client = running.connect(b"GET /large HTTP/1.0\r\n\r\n")
         assert client.recv(1, socket.MSG_PEEK)
         assert running.get() == 200
-        until_empty(lambda: running.server._leaving)
+        wait_until(lambda: not running.server._leaving)
         assert time.monotonic() - begin >= web.LEAVE_SECONDS - 0.1
         # Our kernel does not keep what its kernel has not received.
         assert 0 < received_until_reset(client) < 50_000_000
@@ -952,14 +936,11 @@ def test_that_there_are_no_descriptors_is_told_once_a_minute(errors: list[tuple[
             client.settimeout(PATIENCE)
             client.connect(("127.0.0.1", running.ports[0]))
             client.sendall(GET)
-            for now, told, until in ((0.0, 1, 0.5), (59.5, 1, 60.0), (60.0, 2, 60.5), (119.5, 2, 120.0), (120.0, 3, 120.5)):  # fmt: skip
-                clock.now = now
-                end = time.monotonic() + PATIENCE
-                # When it tries again, which shows in nothing else; it pauses before it says why.
-                while (running.server._accept_at or 0.0) <= now or len(errors) < told:
-                    assert time.monotonic() < end
-                assert running.server._accept_at == until
-                assert len(errors) == told
+            for clock.now, again in ((0.0, 0.5), (59.5, 60.0), (60.0, 60.5), (119.5, 120.0), (120.0, 120.5)):
+                wait_until(lambda: (running.server._accept_at or 0.0) > clock.now)
+                wait_until(lambda: len(errors) > clock.now // 60)  # it pauses before it says why
+                assert running.server._accept_at == again
+                assert len(errors) == clock.now // 60 + 1
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         clock.now = 180.0
@@ -1144,24 +1125,18 @@ def test_several_listeners_have_routes_of_their_own() -> None:
 
 
 def test_stop_drops_who_has_not_asked_and_answers_who_has() -> None:
-    replies: list[Reply] = []
-    asked = threading.Semaphore(0)
-
-    def later(reply: Reply) -> None:
-        replies.append(reply)
-        asked.release()
-
-    with serving({"/later": later}, clock=Clock()) as running:
+    replies: queue.Queue[Reply] = queue.Queue()
+    with serving({"/later": replies.put}, clock=Clock()) as running:
         running.drain_seconds = PATIENCE
         silent, half_open = running.connect(), running.connect(b"GET /later")
         waiting = running.connect(b"GET /later HTTP/1.0\r\n\r\n")
-        assert asked.acquire(timeout=PATIENCE)
+        reply = replies.get(timeout=PATIENCE)
         running.server.stop()
         for client in (silent, half_open):
             assert read_all(client) == b""
         with socket.socket() as late:
             assert late.connect_ex(("127.0.0.1", running.ports[0])) == errno.ECONNREFUSED
-        replies[0](Response(200, b"at last"))
+        reply(Response(200, b"at last"))
         assert read_answer(read_all(waiting)).body == b"at last"
         running.stop()  # which waits for the thread
 
@@ -1187,25 +1162,16 @@ def test_stop_answers_whose_request_has_come_by_then() -> None:
 
 @pytest.mark.parametrize("attempt", range(3))  # on a busy machine the server may accept again before it stops
 def test_stop_while_there_is_no_room_answers_who_waits(attempt: int) -> None:
-    replies: list[Reply] = []
-    asked = threading.Semaphore(0)
-
-    def later(reply: Reply) -> None:
-        replies.append(reply)
-        asked.release()
-
-    with serving({"/later": later}, most=8) as running:
+    replies: queue.Queue[Reply] = queue.Queue()
+    with serving({"/later": replies.put}, most=8) as running:
         running.drain_seconds = PATIENCE
         clients = [running.connect(b"GET /later HTTP/1.0\r\n\r\n") for _ in range(8)]
-        for _ in clients:
-            assert asked.acquire(timeout=PATIENCE)
+        asked = [replies.get(timeout=PATIENCE) for _ in clients]
         running.connect(b"GET /later HTTP/1.0\r\n\r\n")
-        end = time.monotonic() + PATIENCE
-        while running.server._accepting:  # which shows in nothing else
-            assert time.monotonic() < end
+        wait_until(lambda: not running.server._accepting)
         running.server.stop()
         # The first to ask is not the first to have connected.
-        for reply in replies:
+        for reply in asked:
             ok(reply)
         for client in clients:
             assert read_answer(read_all(client)).body == b"ok"
