@@ -143,7 +143,7 @@ def serving(
 
 @pytest.fixture
 def healthy() -> Iterator[Serving]:
-    with serving({"/healthz": ok}) as running:
+    with serving({"/healthz": ok}, clock=Clock()) as running:
         yield running
 
 
@@ -213,12 +213,13 @@ def test_head_of_16_kib_at_most(healthy: Serving) -> None:
     assert healthy.get(b"a" * (LONGEST_HEAD + 1)) == 431
 
 
-def test_endless_heads_end(healthy: Serving) -> None:
-    client = healthy.connect()
-    # Far more than both sides' buffers hold: the server has to end this.
-    with pytest.raises(ConnectionError):
-        client.sendall(b"x" * 65_536_000)
-    assert read_answer(read_all(client)).status == 431
+def test_endless_heads_end() -> None:
+    with serving({"/healthz": ok}) as running:
+        client = running.connect()
+        # Far more than both sides' buffers hold: the server has to end this.
+        with pytest.raises(ConnectionError):
+            client.sendall(b"x" * 65_536_000)
+        assert read_answer(read_all(client)).status == 431
 
 
 def test_half_closed_clients_get_their_answer(healthy: Serving) -> None:
@@ -278,12 +279,13 @@ def test_an_unread_body_does_not_reset_the_connection(healthy: Serving) -> None:
     assert read_answer(answer).status == 404
 
 
-def test_who_sends_all_before_reading_gets_the_answer_too(healthy: Serving) -> None:
-    client = healthy.connect()
-    with contextlib.suppress(ConnectionError):
-        client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 50000000\r\n\r\n" + b"x" * 50_000_000)
+def test_who_sends_all_before_reading_gets_the_answer_too() -> None:
+    with serving({"/healthz": ok}) as running:
+        client = running.connect()
+        with contextlib.suppress(ConnectionError):  # when its time to leave is over
+            client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 50000000\r\n\r\n" + b"x" * 50_000_000)
 
-    assert read_answer(read_all(client)).status == 404
+        assert read_answer(read_all(client)).status == 404
 
 
 def test_no_continue_is_sent_for_a_body_nobody_reads(healthy: Serving) -> None:
@@ -744,19 +746,20 @@ def test_what_is_answered_between_two_turns_does_not_wait_for_an_event() -> None
     server.close()
 
 
-def test_slow_heads_are_given_up(healthy: Serving) -> None:
-    begin = time.monotonic()
-    slow = [healthy.connect(sent) for sent in (b"", b"GET /healthz HTTP/1.1\r\n", b"\r\n", b"a" * 1000)]
-    dribbling = healthy.connect(b"GET /healthz HTTP/1.0\r\nA: ")
-    with contextlib.suppress(ConnectionError):
-        while not select.select([dribbling], [], [], 0.1)[0]:
-            assert time.monotonic() < begin + PATIENCE
-            dribbling.sendall(b"a")
+def test_slow_heads_are_given_up() -> None:
+    with serving({"/healthz": ok}) as running:
+        begin = time.monotonic()
+        slow = [running.connect(sent) for sent in (b"", b"GET /healthz HTTP/1.1\r\n", b"\r\n", b"a" * 1000)]
+        dribbling = running.connect(b"GET /healthz HTTP/1.0\r\nA: ")
+        with contextlib.suppress(ConnectionError):
+            while not select.select([dribbling], [], [], 0.1)[0]:
+                assert time.monotonic() < begin + PATIENCE
+                dribbling.sendall(b"a")
 
-    for client in [*slow, dribbling]:
-        assert read_all(client) == b""
-    assert time.monotonic() - begin >= web.HEAD_SECONDS - 0.1
-    assert healthy.get() == 200
+        for client in [*slow, dribbling]:
+            assert read_all(client) == b""
+        assert time.monotonic() - begin >= web.HEAD_SECONDS - 0.1
+        assert running.get() == 200
 
 
 def test_who_never_reads_the_answer_is_given_up() -> None:
@@ -773,15 +776,16 @@ def test_who_never_reads_the_answer_is_given_up() -> None:
         assert 0 < received_until_reset(client) < 50_000_000
 
 
-def test_who_never_closes_is_given_up(healthy: Serving) -> None:
-    begin = time.monotonic()
-    client = healthy.connect(b"POST /healthz HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
-    # The answer ends at once, the connection only later.
-    assert read_answer(read_all(client)).status == 405
-    while _may_send(client):
-        assert time.monotonic() < begin + PATIENCE
-        time.sleep(0.05)
-    assert time.monotonic() - begin >= web.LEAVE_SECONDS - 0.1
+def test_who_never_closes_is_given_up() -> None:
+    with serving({"/healthz": ok}) as running:
+        begin = time.monotonic()
+        client = running.connect(b"POST /healthz HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
+        # The answer ends at once, the connection only later.
+        assert read_answer(read_all(client)).status == 405
+        while _may_send(client):
+            assert time.monotonic() < begin + PATIENCE
+            time.sleep(0.05)
+        assert time.monotonic() - begin >= web.LEAVE_SECONDS - 0.1
 
 
 def _may_send(client: socket.socket) -> bool:
