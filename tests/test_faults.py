@@ -200,7 +200,8 @@ def test_out_of_descriptors_it_accepts_no_more_says_so_and_recovers(
     driver: FakeDriver, probe: program.Probe
 ) -> None:
     assert probe.get().status == 200
-    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    probe.wait_for_log("Learnt the CSI driver's name")
+    driver.wait_until(lambda seen: seen.connections == 0)
     with contextlib.ExitStack() as clients:
         with limited(probe, resource.RLIMIT_NOFILE, 3):
             waiting = [clients.enter_context(ask(probe)) for _ in range(20)]
@@ -216,7 +217,8 @@ def test_out_of_descriptors_for_a_check_it_says_so_and_recovers(
     driver: FakeDriver, probe: program.Probe
 ) -> None:
     assert probe.get().status == 200
-    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    probe.wait_for_log("Learnt the CSI driver's name")
+    driver.wait_until(lambda seen: seen.connections == 0)
     found = set()
     for limit in (3, *range(probe.descriptors(), probe.descriptors() + 24)):
         with probe.connect(timeout=30) as client:
@@ -354,7 +356,8 @@ def test_out_of_memory_clients_are_evicted_and_it_recovers(driver: FakeDriver, p
     A limit on the address space would not do: the C library has reserved some for threads, and can take from that.
     """
     assert probe.get().status == 200
-    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    probe.wait_for_log("Learnt the CSI driver's name")
+    driver.wait_until(lambda seen: seen.connections == 0)
     program.allow_descriptors(2200)
     with contextlib.ExitStack() as clients:
         with limited(probe, resource.RLIMIT_DATA, 1):
@@ -570,7 +573,8 @@ def test_ten_thousand_connections_that_are_opened_and_dropped(
 ) -> None:
     for _ in range(100):
         assert probe.get().status == 200
-    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    probe.wait_for_log("Learnt the CSI driver's name")
+    driver.wait_until(lambda seen: seen.connections == 0)
     figures = Figures(probe)
     for number in range(10_000):
         with probe.connect() as client:

@@ -424,7 +424,8 @@ def test_abandoned_requests_do_not_pile_up(driver: FakeDriver, probe_factory: Pr
         f"--csi-address={driver.target}", "--http-endpoint=127.0.0.1:0", "--probe-timeout=60s"
     )
     assert probe.get().status == 200
-    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    probe.wait_for_log("Learnt the CSI driver's name")
+    driver.wait_until(lambda seen: seen.connections == 0)
     descriptors, threads = probe.descriptors(), probe.threads()
     driver.set("hang")
     for _ in range(200):
@@ -517,7 +518,8 @@ def test_few_descriptors_are_enough(socket_path: Path, driver: FakeDriver, comma
 
 def test_clients_that_never_read_the_metrics(driver: FakeDriver, probe: program.Probe) -> None:
     assert probe.get().status == 200
-    driver.wait_until(lambda seen: seen.infos == 1 and seen.connections == 0)
+    probe.wait_for_log("Learnt the CSI driver's name")
+    driver.wait_until(lambda seen: seen.connections == 0)
     descriptors = probe.descriptors()
     with contextlib.ExitStack() as stack:
         for _ in range(100):
